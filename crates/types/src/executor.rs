@@ -1,0 +1,66 @@
+//! The trait that turns a [`StepPlan`] into a [`StepOutput`]: a model on a device, or a simulation.
+
+use crate::adapter::LoweredAdapter;
+use crate::id::{SeqId, TokenId};
+use crate::plan::{StepOutput, StepPlan};
+use crate::request::SamplingParams;
+use std::sync::Arc;
+
+/// What the executor can hold. Fixed for its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecutorLimits {
+    /// Tokens of one KV block.
+    pub block_size: usize,
+    /// KV blocks in all.
+    pub num_blocks: usize,
+    /// The longest sequence, prompt and output together.
+    pub max_model_len: usize,
+    /// Sequences of one step.
+    pub max_num_seqs: usize,
+    /// Tokens of one step.
+    pub max_num_batched_tokens: usize,
+}
+
+/// What the executor must know of a sequence before its first step.
+#[derive(Clone, Debug)]
+pub struct SequenceSpec {
+    /// For penalties and prompt log probabilities.
+    pub prompt: Arc<[TokenId]>,
+    /// How tokens are drawn.
+    pub sampling: SamplingParams,
+    /// Never drawn before `min_tokens` output tokens.
+    pub stop_token_ids: Vec<TokenId>,
+    /// See [`crate::StopConditions::min_tokens`].
+    pub min_tokens: u32,
+    /// `None` is the bare base.
+    pub adapter: Option<Arc<LoweredAdapter>>,
+}
+
+/// A step failed. Its sequences end with this sentence; the engine goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ExecuteError {
+    /// For the person who reads the response.
+    pub message: String,
+}
+
+/// Runs steps. Owned by the engine's loop thread.
+pub trait Executor: Send {
+    /// What it can hold.
+    fn limits(&self) -> ExecutorLimits;
+
+    /// Announces a sequence; it may be planned from the next step on.
+    fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec);
+
+    /// Forgets a sequence that ended or was cancelled. Unknown ids are ignored.
+    fn remove_sequence(&mut self, seq: SeqId);
+
+    /// Computes a step and fills `output` (cleared first), one entry per planned sequence.
+    ///
+    /// A sequence may be planned again from position 0 after a preemption, with the tokens drawn
+    /// so far as part of its input: what was drawn stays drawn.
+    ///
+    /// # Errors
+    /// When the step could not be computed. The executor stays usable.
+    fn execute(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), ExecuteError>;
+}

@@ -1,0 +1,29 @@
+//! Words that every Weft crate shares, and the contracts between them.
+//!
+//! * [`id`]: newtypes for sequences, KV blocks, adapters and content hashes.
+//! * [`request`]: what a client wants generated, after parsing and validation.
+//! * [`adapter`]: the lowered form of an adapter: what `adapters` makes and `runner` multiplies.
+//! * [`plan`]: `StepPlan` and `StepOutput`, the contract between `scheduler` and `runner`.
+//! * [`executor`]: the trait that turns one into the other.
+//! * [`event`]: what the engine tells the stream of one request.
+//! * [`model`]: the few facts about a base model that crates without weights need.
+//!
+//! Plain data: no threads, no clock, no device, no I/O.
+
+pub mod adapter;
+pub mod event;
+pub mod executor;
+pub mod id;
+pub mod model;
+pub mod plan;
+pub mod request;
+
+pub use adapter::{
+    AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, LoweredAdapter, Module, Site,
+};
+pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};
+pub use executor::{ExecuteError, Executor, ExecutorLimits, SequenceSpec};
+pub use id::{BlockId, ContentHash, SeqId, TokenId};
+pub use model::{BaseModelSpec, LinearShape};
+pub use plan::{PlannedSequence, SequenceOutput, StepOutput, StepPlan};
+pub use request::{GenerateRequest, SamplingParams, StopConditions};

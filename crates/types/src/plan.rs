@@ -1,0 +1,68 @@
+//! The contract between `scheduler` and `runner`: what one step computes, and what came out.
+//!
+//! Flat arrays that are cleared and refilled, so that a steady decode allocates nothing.
+
+use crate::event::TokenLogprobs;
+use crate::id::{BlockId, SeqId, TokenId};
+use std::ops::Range;
+
+/// The part of one sequence that runs in a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSequence {
+    /// Which sequence.
+    pub seq: SeqId,
+    /// Position of the first token of this chunk in its sequence.
+    pub start: usize,
+    /// This chunk's tokens in [`StepPlan::tokens`]; at least one.
+    pub tokens: Range<usize>,
+    /// The sequence's blocks in [`StepPlan::block_tables`]: enough for `start + tokens.len()`.
+    /// Block `i` holds positions `i * block_size ..`.
+    pub blocks: Range<usize>,
+    /// Draw a token from the last position: the chunk reaches the end of what is known.
+    pub sample: bool,
+}
+
+/// What one step computes: decodes (one token) and prefill chunks (many) mixed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StepPlan {
+    /// In order of scheduling; each sequence at most once.
+    pub sequences: Vec<PlannedSequence>,
+    /// All chunks' tokens, in the order of `sequences`.
+    pub tokens: Vec<TokenId>,
+    /// All sequences' block tables, in the order of `sequences`.
+    pub block_tables: Vec<BlockId>,
+}
+
+impl StepPlan {
+    /// Empties the plan and keeps its memory.
+    pub fn clear(&mut self) {
+        self.sequences.clear();
+        self.tokens.clear();
+        self.block_tables.clear();
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+}
+
+/// What a step gave for one planned sequence.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SequenceOutput {
+    /// The drawn token, exactly if `sample` was set.
+    pub token: Option<TokenId>,
+    /// Its log probabilities, if asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Log probabilities of the prompt tokens at positions `start + 1 ..= start + len` that lie in
+    /// the prompt, if asked for: entry `i` is that of the token after the chunk's `i`-th.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// The outputs in the order of [`StepPlan::sequences`].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutput {
+    /// One per planned sequence.
+    pub sequences: Vec<SequenceOutput>,
+}
