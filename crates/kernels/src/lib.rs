@@ -1,1 +1,33 @@
-//! (in progress)
+//! Kernels: everything that touches many numbers at once, and the only place that may be unsafe.
+//!
+//! In: slices of activations, packed weights, block tables. Out: slices of activations. Knows
+//! nothing of requests, sequences or files.
+//!
+//! **Rows never meet.** Every kernel computes an output row from its own input row with the same
+//! floating-point operations in the same order, whatever else is in the batch and however work is
+//! split over threads. So a request's tokens are bit-identical alone or among strangers.
+//!
+//! Most kernels are plain loops over fixed lanes, compiled once per instruction set
+//! ([`isa`]); only the integer matmul is written with intrinsics.
+
+#![expect(unsafe_code, reason = "SIMD, and disjoint writes from several threads")]
+#![allow(clippy::needless_range_loop, reason = "indexed loops over lanes read as the formulas do")]
+
+pub mod activation;
+pub mod attention;
+pub mod isa;
+pub mod kv;
+mod lanes;
+pub mod lora;
+pub mod matmul;
+pub mod norm;
+pub mod pack;
+pub mod pool;
+pub mod quantize;
+pub mod rope;
+pub mod weight;
+
+pub use isa::Isa;
+pub use kv::{KvCache, KvDtype, KvShape};
+pub use pool::ThreadPool;
+pub use weight::PackedLinear;

@@ -1,0 +1,197 @@
+//! Tiles of integer weights with AVX-512 VNNI: sixteen outputs per register, `vpdpwssd` for two
+//! inputs of each.
+
+use super::{MAX_ROWS, TileSums};
+use crate::quantize::QuantizedRows;
+use crate::weight::{Format, GROUP, TILE};
+use std::arch::x86_64::{
+    __m256i, __m512, __m512i, _mm256_loadu_si256, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_cvtph_ps, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_mul_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi32,
+    _mm512_storeu_ps,
+};
+use std::ops::Range;
+
+/// As `portable::tile`.
+pub(super) fn tile(
+    format: Format,
+    blocks: &[u8],
+    x: &QuantizedRows,
+    rows: Range<usize>,
+    sums: &mut TileSums,
+) {
+    let num_rows = rows.len();
+    assert!(num_rows <= MAX_ROWS && rows.end * x.num_inputs <= x.codes.len());
+    assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
+    let mut row = 0;
+    while row < num_rows {
+        let step = match num_rows - row {
+            8.. => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let (first, sums) = (rows.start + row, &mut sums[row..]);
+        // SAFETY: this module runs only where `Isa::available` found AVX-512 VNNI, and the
+        // assertions above cover every address that the kernel reads.
+        unsafe {
+            match step {
+                8 => rows_at::<8>(format, blocks, x, first, sums),
+                4 => rows_at::<4>(format, blocks, x, first, sums),
+                2 => rows_at::<2>(format, blocks, x, first, sums),
+                _ => rows_at::<1>(format, blocks, x, first, sums),
+            }
+        }
+        row += step;
+    }
+}
+
+/// # Safety
+/// The machine has AVX-512 F, BW and VNNI; `blocks` holds a whole tile; rows
+/// `first..first + ROWS` exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn rows_at<const ROWS: usize>(
+    format: Format,
+    blocks: &[u8],
+    x: &QuantizedRows,
+    first: usize,
+    sums: &mut [[f32; TILE]],
+) {
+    // SAFETY: as promised by the caller.
+    let acc = unsafe {
+        match format {
+            Format::W8 { group: 16, offset, .. } => w8::<ROWS, 16, false>(blocks, x, first, offset),
+            Format::W8 { offset, has_min: false, .. } => {
+                w8::<ROWS, 32, false>(blocks, x, first, offset)
+            }
+            Format::W8 { offset, .. } => w8::<ROWS, 32, true>(blocks, x, first, offset),
+            _ => w4::<ROWS>(blocks, x, first),
+        }
+    };
+    for (acc, sums) in acc.iter().zip(sums) {
+        // SAFETY: a tile's sums are sixteen floats.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *acc) };
+    }
+}
+
+/// Sixteen halves as floats.
+///
+/// # Safety
+/// 32 bytes are readable at `source`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn halves(source: *const u8) -> __m512 {
+    // SAFETY: as promised by the caller.
+    let bits: __m256i = unsafe { _mm256_loadu_si256(source.cast()) };
+    _mm512_cvtph_ps(bits)
+}
+
+/// # Safety
+/// As [`rows_at`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) -> [__m512; ROWS] {
+    let (num_groups, stride) = (x.num_inputs / GROUP, x.num_inputs / 2);
+    let mask = _mm512_set1_epi32(0x000f_000f);
+    let mut acc = [_mm512_setzero_ps(); ROWS];
+    let mut block = blocks.as_ptr();
+    // SAFETY: `block` walks over `num_groups` blocks of 320 bytes; `pairs` over the
+    // rows' codes, two to a 32-bit word; scales and sums have one and two entries a group.
+    unsafe {
+        let mut pairs = x.codes.as_ptr().add(first * x.num_inputs).cast::<i32>();
+        for group in 0..num_groups {
+            let mut dot = [_mm512_setzero_si512(); ROWS];
+            for part in 0..4 {
+                let packed = _mm512_loadu_si512(block.add(64 + 64 * part).cast());
+                let w: [__m512i; 4] = [
+                    _mm512_and_si512(packed, mask),
+                    _mm512_and_si512(_mm512_srli_epi32::<4>(packed), mask),
+                    _mm512_and_si512(_mm512_srli_epi32::<8>(packed), mask),
+                    _mm512_and_si512(_mm512_srli_epi32::<12>(packed), mask),
+                ];
+                for row in 0..ROWS {
+                    let x = pairs.add(row * stride + 4 * part);
+                    for (pair, w) in w.iter().enumerate() {
+                        let x = _mm512_set1_epi32(x.add(pair).read_unaligned());
+                        dot[row] = _mm512_dpwssd_epi32(dot[row], *w, x);
+                    }
+                }
+            }
+            let (scale, min) = (halves(block), halves(block.add(32)));
+            for row in 0..ROWS {
+                let index = (first + row) * num_groups + group;
+                let x_scale = *x.scales.get_unchecked(index);
+                let x_sum = *x.sums.get_unchecked(2 * index) + *x.sums.get_unchecked(2 * index + 1);
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[row]), scaled, acc[row]);
+                let x_total = _mm512_set1_ps(x_scale * x_sum as f32);
+                acc[row] = _mm512_fmadd_ps(min, x_total, acc[row]);
+            }
+            block = block.add(320);
+            pairs = pairs.add(GROUP / 2);
+        }
+    }
+    acc
+}
+
+/// # Safety
+/// As [`rows_at`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn w8<const ROWS: usize, const WIDTH: usize, const HAS_MIN: bool>(
+    blocks: &[u8],
+    x: &QuantizedRows,
+    first: usize,
+    offset: u8,
+) -> [__m512; ROWS] {
+    let (num_groups, stride) = (x.num_inputs / WIDTH, x.num_inputs / 2);
+    let mask = _mm512_set1_epi32(0x00ff_00ff);
+    let header = if HAS_MIN { 64 } else { 32 };
+    let offset = i32::from(offset);
+    let mut acc = [_mm512_setzero_ps(); ROWS];
+    let mut block = blocks.as_ptr();
+    // SAFETY: `block` walks over `num_groups` blocks of `header + 16 * WIDTH` bytes;
+    // the rest as in `w4`.
+    unsafe {
+        let mut pairs = x.codes.as_ptr().add(first * x.num_inputs).cast::<i32>();
+        for group in 0..num_groups {
+            let mut x_sums = [0i32; ROWS];
+            for (row, x_sum) in x_sums.iter_mut().enumerate() {
+                let half = ((first + row) * x.num_inputs + group * WIDTH) / 16;
+                *x_sum = *x.sums.get_unchecked(half);
+                if WIDTH == 32 {
+                    *x_sum += *x.sums.get_unchecked(half + 1);
+                }
+            }
+            let mut dot = [_mm512_setzero_si512(); ROWS];
+            for (dot, x_sum) in dot.iter_mut().zip(&x_sums) {
+                *dot = _mm512_set1_epi32(-offset * x_sum);
+            }
+            for part in 0..WIDTH / 4 {
+                let packed = _mm512_loadu_si512(block.add(header + 64 * part).cast());
+                let low = _mm512_and_si512(packed, mask);
+                let high = _mm512_and_si512(_mm512_srli_epi32::<8>(packed), mask);
+                for row in 0..ROWS {
+                    let x = pairs.add(row * stride + 2 * part);
+                    let (x0, x1) = (x.read_unaligned(), x.add(1).read_unaligned());
+                    dot[row] = _mm512_dpwssd_epi32(dot[row], low, _mm512_set1_epi32(x0));
+                    dot[row] = _mm512_dpwssd_epi32(dot[row], high, _mm512_set1_epi32(x1));
+                }
+            }
+            let scale = halves(block);
+            for row in 0..ROWS {
+                let index = ((first + row) * x.num_inputs + group * WIDTH) / GROUP;
+                let x_scale = *x.scales.get_unchecked(index);
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[row]), scaled, acc[row]);
+                if HAS_MIN {
+                    let x_total = _mm512_set1_ps(x_scale * x_sums[row] as f32);
+                    acc[row] = _mm512_fmadd_ps(halves(block.add(32)), x_total, acc[row]);
+                }
+            }
+            block = block.add(header + 16 * WIDTH);
+            pairs = pairs.add(WIDTH / 2);
+        }
+    }
+    acc
+}

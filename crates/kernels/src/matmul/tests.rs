@@ -1,0 +1,127 @@
+//! Every instruction set against the double-precision reference, and against itself alone.
+
+use super::*;
+use crate::pack::{Packer, QuantizedRow};
+
+pub(crate) const FORMATS: [Format; 8] = [
+    Format::F32,
+    Format::F16,
+    Format::Bf16,
+    Format::W4,
+    Format::W8 { group: 32, offset: 128, has_min: false },
+    Format::W8 { group: 32, offset: 16, has_min: false },
+    Format::W8 { group: 32, offset: 0, has_min: true },
+    Format::W8 { group: 16, offset: 32, has_min: false },
+];
+
+/// A repeatable stream of numbers in [-1, 1).
+fn noise(seed: u32) -> impl FnMut() -> f32 {
+    let mut state = seed | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+fn random_linear(format: Format, num_outputs: usize, num_inputs: usize) -> PackedLinear {
+    let mut next = noise(7);
+    let mut packer = Packer::new(format, num_outputs, num_inputs);
+    for row in 0..num_outputs {
+        if !format.is_integer() {
+            let values: Vec<f32> = (0..num_inputs).map(|_| next()).collect();
+            packer.set_float(row, &values);
+            continue;
+        }
+        let (max_code, has_min) = match format {
+            Format::W8 { offset: 128, .. } => (255.0, false),
+            Format::W8 { offset, has_min, .. } => (f32::from(offset.max(16)) * 2.0 - 1.0, has_min),
+            _ => (15.0, true),
+        };
+        let codes: Vec<u8> =
+            (0..num_inputs).map(|_| ((next() + 1.0) * 0.5 * (max_code + 0.99)) as u8).collect();
+        let num_groups = num_inputs / format.group();
+        let scales: Vec<f32> = (0..num_groups).map(|_| (next() + 1.1) / max_code).collect();
+        let mins: Vec<f32> =
+            if has_min { (0..num_groups).map(|_| next()).collect() } else { vec![] };
+        packer.set_quantized(row, QuantizedRow { codes: &codes, scales: &scales, mins: &mins });
+    }
+    packer.finish()
+}
+
+fn run(isa: Isa, weight: &PackedLinear, x: &[f32], num_threads: usize) -> Vec<f32> {
+    let pool = ThreadPool::new(num_threads);
+    let num_rows = x.len() / weight.num_inputs();
+    let mut quantized = QuantizedRows::default();
+    if weight.format().is_integer() {
+        quantized.quantize(&pool, isa, x, weight.num_inputs());
+    }
+    let mut y = vec![0.0; num_rows * weight.num_outputs()];
+    let input = Input { rows: x, quantized: &quantized, num_rows };
+    matmul(&pool, isa, input, &mut [Job { weight, bias: None, accumulate: false, out: &mut y }]);
+    y
+}
+
+#[test]
+fn every_format_matches_the_f64_reference_on_every_instruction_set() {
+    for format in FORMATS {
+        for (num_outputs, num_inputs, num_rows) in
+            [(16, 32, 1), (50, 96, 3), (33, 160, 15), (8, 32, 8)]
+        {
+            let weight = random_linear(format, num_outputs, num_inputs);
+            let mut next = noise(3);
+            let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 4.0).collect();
+            let want = reference(&x, &weight);
+            let size = want.iter().map(|y| y * y).sum::<f64>().sqrt() / (want.len() as f64).sqrt();
+            for isa in Isa::available() {
+                for (got, want) in run(isa, &weight, &x, 2).iter().zip(&want) {
+                    let error = (f64::from(*got) - want).abs() / size;
+                    assert!(error < 2e-4, "{format:?} {isa}: {got} is not {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_bits_alone_and_among_others() {
+    let (num_outputs, num_inputs, num_rows) = (70, 128, 23);
+    let mut next = noise(11);
+    let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next()).collect();
+    for format in FORMATS {
+        let weight = random_linear(format, num_outputs, num_inputs);
+        for isa in Isa::available() {
+            let together = run(isa, &weight, &x, 2);
+            for (x, want) in x.chunks_exact(num_inputs).zip(together.chunks_exact(num_outputs)) {
+                assert_eq!(run(isa, &weight, x, 1), want, "{format:?} {isa}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_jobs_share_an_input_and_may_add_to_their_output() {
+    let pool = ThreadPool::new(2);
+    let isa = Isa::detect();
+    let (a, b) = (random_linear(Format::W4, 40, 64), random_linear(Format::F32, 24, 64));
+    let mut next = noise(5);
+    let x: Vec<f32> = (0..3 * 64).map(|_| next()).collect();
+    let mut quantized = QuantizedRows::default();
+    quantized.quantize(&pool, isa, &x, 64);
+    let bias: Vec<f32> = (0..24).map(|n| n as f32).collect();
+    let (mut y_a, mut y_b) = (vec![1.0; 3 * 40], vec![0.0; 3 * 24]);
+    matmul(
+        &pool,
+        isa,
+        Input { rows: &x, quantized: &quantized, num_rows: 3 },
+        &mut [
+            Job { weight: &a, bias: None, accumulate: true, out: &mut y_a },
+            Job { weight: &b, bias: Some(&bias), accumulate: false, out: &mut y_b },
+        ],
+    );
+    let alone_a = run(isa, &a, &x, 1);
+    let alone_b = run(isa, &b, &x, 1);
+    assert!(y_a.iter().zip(&alone_a).all(|(y, alone)| *y == 1.0 + alone));
+    assert!(y_b.iter().zip(&alone_b).enumerate().all(|(i, (y, alone))| *y == alone + bias[i % 24]));
+}

@@ -1,0 +1,122 @@
+//! Activations as 16-bit integers, for multiplication with integer weight codes.
+//!
+//! Groups of 32 inputs of a row share one scale: `x[k] ≈ scale * q[k]`, |q| ≤ 32767. The error is
+//! below 2^-16 of the group's largest value, so what the weights lost stays the only loss. A row
+//! is quantized from itself alone.
+
+use crate::Isa;
+use crate::isa::multiversion;
+use crate::pool::{DisjointMut, ThreadPool};
+use crate::weight::GROUP;
+
+/// Quantized rows. The buffers are reused from call to call.
+#[derive(Clone, Debug, Default)]
+pub struct QuantizedRows {
+    /// `[num_rows, num_inputs]`
+    pub(crate) codes: Vec<i16>,
+    /// `[num_rows, num_inputs / 32]`
+    pub(crate) scales: Vec<f32>,
+    /// Sums of codes over 16 inputs: `[num_rows, num_inputs / 16]`
+    pub(crate) sums: Vec<i32>,
+    pub(crate) num_inputs: usize,
+}
+
+impl QuantizedRows {
+    /// Quantizes `x:[num_rows, num_inputs]`.
+    ///
+    /// # Panics
+    /// When `num_inputs` is not a multiple of 32 or does not divide the length of `x`.
+    pub fn quantize(&mut self, pool: &ThreadPool, isa: Isa, x: &[f32], num_inputs: usize) {
+        assert!(num_inputs.is_multiple_of(GROUP) && x.len().is_multiple_of(num_inputs));
+        let num_rows = x.len() / num_inputs;
+        self.num_inputs = num_inputs;
+        self.codes.resize(x.len(), 0);
+        self.scales.resize(x.len() / GROUP, 0.0);
+        self.sums.resize(x.len() / 16, 0);
+        let codes = DisjointMut::new(&mut self.codes);
+        let scales = DisjointMut::new(&mut self.scales);
+        let sums = DisjointMut::new(&mut self.sums);
+        pool.run(num_rows, 8, |rows| {
+            let range = rows.start * num_inputs..rows.end * num_inputs;
+            let groups = range.start / GROUP..range.end / GROUP;
+            let halves = range.start / 16..range.end / 16;
+            // SAFETY: each row is in one claimed range.
+            let (codes, scales, sums) =
+                unsafe { (codes.slice(range.clone()), scales.slice(groups), sums.slice(halves)) };
+            quantize_groups(isa, &x[range], codes, scales, sums);
+        });
+    }
+}
+
+multiversion! {
+    fn quantize_groups(x: &[f32], codes: &mut [i16], scales: &mut [f32], sums: &mut [i32])
+        = quantize_groups_body
+}
+
+#[inline(always)]
+fn quantize_groups_body<const FMA: bool>(
+    x: &[f32],
+    codes: &mut [i16],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let groups = x.as_chunks::<GROUP>().0.iter().zip(codes.as_chunks_mut::<GROUP>().0);
+    for (index, (x, codes)) in groups.enumerate() {
+        let mut lanes = [0.0f32; 16];
+        for k in 0..GROUP {
+            let magnitude = x[k].abs();
+            lanes[k % 16] = if magnitude > lanes[k % 16] { magnitude } else { lanes[k % 16] };
+        }
+        let largest = crate::lanes::max_lanes(lanes);
+        let scale = largest / 32767.0;
+        let inverse = if largest > 0.0 { 32767.0 / largest } else { 0.0 };
+        scales[index] = scale;
+        for half in 0..2 {
+            let mut sum = 0;
+            for k in half * 16..half * 16 + 16 {
+                let code = (x[k] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+                codes[k] = code as i16;
+                sum += i32::from(code as i16);
+            }
+            sums[2 * index + half] = sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_within_half_a_step_and_sums_are_exact() {
+        let x: Vec<f32> = (0..5 * 96).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.03).collect();
+        for isa in Isa::available() {
+            let mut rows = QuantizedRows::default();
+            rows.quantize(&ThreadPool::new(2), isa, &x, 96);
+            for (i, &value) in x.iter().enumerate() {
+                let scale = rows.scales[i / GROUP];
+                assert!((f32::from(rows.codes[i]) * scale - value).abs() <= scale * 0.501);
+            }
+            for (index, &sum) in rows.sums.iter().enumerate() {
+                let codes = &rows.codes[index * 16..index * 16 + 16];
+                assert_eq!(sum, codes.iter().map(|&code| i32::from(code)).sum::<i32>());
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_and_infinities_stay_in_their_row() {
+        let mut x = vec![1.0; 64];
+        x[3] = f32::INFINITY;
+        x[5] = f32::NAN;
+        x[32..].fill(0.0);
+        for isa in Isa::available() {
+            let mut rows = QuantizedRows::default();
+            rows.quantize(&ThreadPool::new(1), isa, &x, 32);
+            assert_eq!(rows.scales[1], 0.0);
+            assert!(rows.codes[32..].iter().all(|&code| code == 0));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! A linear's weights as the matmul reads them.
+//!
+//! Sixteen output rows make a *tile*; within a tile the input index is outermost, so that one
+//! vector load brings the same few inputs of sixteen outputs and no sum ever crosses lanes.
+//!
+//! | format | one group of a tile | bits per weight |
+//! |---|---|---|
+//! | `W4` | 16 × f16 scale, 16 × f16 min, 32 inputs × 16 × 4 bits | 5 |
+//! | `W8` | 16 × f16 scale, (16 × f16 min), group inputs × 16 × 8 bits | 8.5, 9 (group 16 or min) |
+//! | floats | one input × 16 values | 16, 32 |
+//!
+//! `value = scale * (code - offset) + min`. GGUF's Q4_0, Q4_1 and Q4_K are `W4`; Q5_0, Q5_1, Q5_K,
+//! Q6_K and Q8_0 are `W8`.
+
+use crate::lanes::{Bf16, Element, F16};
+use std::fmt;
+
+/// Output rows of a tile.
+pub const TILE: usize = 16;
+/// Inputs that share a scale in `W4`, and whose activations share one.
+pub const GROUP: usize = 32;
+
+/// How the numbers of a [`PackedLinear`] are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Four-bit codes in groups of 32 with scale and min.
+    W4,
+    /// Eight-bit codes.
+    W8 {
+        /// Inputs that share a scale: 16 or 32.
+        group: usize,
+        /// Subtracted from a code before scaling.
+        offset: u8,
+        /// Whether each group has a min.
+        has_min: bool,
+    },
+}
+
+impl Format {
+    /// Whether activations are quantized to integers for this format.
+    #[must_use]
+    pub fn is_integer(self) -> bool {
+        matches!(self, Self::W4 | Self::W8 { .. })
+    }
+
+    /// Inputs that share a scale; 1 for floats.
+    #[must_use]
+    pub fn group(self) -> usize {
+        match self {
+            Self::W4 => GROUP,
+            Self::W8 { group, .. } => group,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of one group of one tile.
+    #[must_use]
+    pub fn group_bytes(self) -> usize {
+        match self {
+            Self::F32 => TILE * 4,
+            Self::F16 | Self::Bf16 => TILE * 2,
+            Self::W4 => 4 * TILE + TILE * GROUP / 2,
+            Self::W8 { group, has_min, .. } => (if has_min { 4 } else { 2 }) * TILE + TILE * group,
+        }
+    }
+}
+
+/// A weight matrix `[num_outputs, num_inputs]`, packed.
+#[derive(Clone)]
+pub struct PackedLinear {
+    format: Format,
+    num_inputs: usize,
+    num_outputs: usize,
+    data: AlignedBytes,
+}
+
+impl fmt::Debug for PackedLinear {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PackedLinear([{}, {}] {:?})", self.num_outputs, self.num_inputs, self.format)
+    }
+}
+
+impl PackedLinear {
+    pub(crate) fn zeroed(format: Format, num_outputs: usize, num_inputs: usize) -> Self {
+        assert!(num_inputs.is_multiple_of(format.group()), "inputs are whole groups");
+        let num_bytes =
+            num_outputs.div_ceil(TILE) * (num_inputs / format.group()) * format.group_bytes();
+        Self { format, num_inputs, num_outputs, data: AlignedBytes::zeroed(num_bytes) }
+    }
+
+    /// How the numbers are stored.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// K of `y:[T,N] = x:[T,K] W^T`.
+    #[must_use]
+    pub fn num_inputs(&self) -> usize {
+        self.num_inputs
+    }
+
+    /// N of `y:[T,N] = x:[T,K] W^T`.
+    #[must_use]
+    pub fn num_outputs(&self) -> usize {
+        self.num_outputs
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn num_bytes(&self) -> usize {
+        self.data.as_slice().len()
+    }
+
+    /// Tiles of sixteen outputs, the last one perhaps padded with zeros.
+    #[must_use]
+    pub fn num_tiles(&self) -> usize {
+        self.num_outputs.div_ceil(TILE)
+    }
+
+    fn tile_bytes(&self) -> usize {
+        self.num_inputs / self.format.group() * self.format.group_bytes()
+    }
+
+    pub(crate) fn tile(&self, tile: usize) -> &[u8] {
+        let num_bytes = self.tile_bytes();
+        &self.data.as_slice()[tile * num_bytes..(tile + 1) * num_bytes]
+    }
+
+    pub(crate) fn tile_mut(&mut self, tile: usize) -> &mut [u8] {
+        let num_bytes = self.tile_bytes();
+        &mut self.data.as_mut_slice()[tile * num_bytes..(tile + 1) * num_bytes]
+    }
+
+    /// A float tile as `[num_inputs][16]` elements.
+    pub(crate) fn float_tile<T: FloatElement>(&self, tile: usize) -> &[T] {
+        assert_eq!(self.format, T::FORMAT, "float tiles are read in their own format");
+        let bytes = self.tile(tile);
+        // SAFETY: `T` is plain old data; the allocation is 64-byte aligned and tiles are whole
+        // multiples of 32 bytes.
+        let (head, body, tail) = unsafe { bytes.align_to::<T>() };
+        debug_assert!(head.is_empty() && tail.is_empty());
+        body
+    }
+
+    /// Row `row` in single precision: an embedding lookup, and the reference for tests.
+    ///
+    /// # Panics
+    /// When `row` is out of range or `out` is not `num_inputs` long.
+    pub fn dequantize_row_into(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.num_outputs, "row {row} of {}", self.num_outputs);
+        assert_eq!(out.len(), self.num_inputs);
+        let (tile, lane) = (row / TILE, row % TILE);
+        match self.format {
+            Format::F32 => read_float_row::<f32>(self, tile, lane, out),
+            Format::F16 => read_float_row::<F16>(self, tile, lane, out),
+            Format::Bf16 => read_float_row::<Bf16>(self, tile, lane, out),
+            Format::W4 | Format::W8 { .. } => {
+                let groups = self.tile(tile).chunks_exact(self.format.group_bytes());
+                for (block, out) in groups.zip(out.chunks_exact_mut(self.format.group())) {
+                    dequantize_group(self.format, block, lane, out);
+                }
+            }
+        }
+    }
+}
+
+/// An [`Element`] that weights are stored in.
+pub(crate) trait FloatElement: Element {
+    const FORMAT: Format;
+}
+impl FloatElement for f32 {
+    const FORMAT: Format = Format::F32;
+}
+impl FloatElement for F16 {
+    const FORMAT: Format = Format::F16;
+}
+impl FloatElement for Bf16 {
+    const FORMAT: Format = Format::Bf16;
+}
+
+fn read_float_row<T: FloatElement>(
+    weight: &PackedLinear,
+    tile: usize,
+    lane: usize,
+    out: &mut [f32],
+) {
+    for (values, out) in weight.float_tile::<T>(tile).chunks_exact(TILE).zip(out) {
+        *out = values[lane].to_f32();
+    }
+}
+
+fn dequantize_group(format: Format, block: &[u8], lane: usize, out: &mut [f32]) {
+    let half =
+        |index: usize| F16(u16::from_le_bytes([block[2 * index], block[2 * index + 1]])).to_f32();
+    let scale = half(lane);
+    let (min, offset, codes) = match format {
+        Format::W8 { offset, has_min: false, .. } => (0.0, offset, &block[2 * TILE..]),
+        Format::W8 { offset, .. } => (half(TILE + lane), offset, &block[4 * TILE..]),
+        _ => (half(TILE + lane), 0, &block[4 * TILE..]),
+    };
+    for (k, out) in out.iter_mut().enumerate() {
+        let code = match format {
+            Format::W4 => {
+                let (byte, shift) = w4_position(lane, k);
+                codes[byte] >> shift & 15
+            }
+            _ => codes[w8_position(lane, k)],
+        };
+        *out = scale * f32::from(i16::from(code) - i16::from(offset)) + min;
+    }
+}
+
+/// Byte and shift of input `k` of a group in `W4` codes.
+///
+/// Eight inputs of a lane fill 32 bits. Shifting those right by 4 s and masking with 0x000f000f
+/// leaves inputs 2 s and 2 s + 1 as a pair of 16-bit integers.
+#[inline]
+pub(crate) fn w4_position(lane: usize, k: usize) -> (usize, u32) {
+    let nibble = k % 8 / 2 + 4 * (k % 2);
+    (k / 8 * 4 * TILE + lane * 4 + nibble / 2, 4 * (nibble as u32 % 2))
+}
+
+/// Byte of input `k` of a group in `W8` codes: likewise, four inputs of a lane in 32 bits.
+#[inline]
+pub(crate) fn w8_position(lane: usize, k: usize) -> usize {
+    k / 4 * 4 * TILE + lane * 4 + [0, 2, 1, 3][k % 4]
+}
+
+/// Bytes aligned to a cache line.
+#[derive(Clone)]
+struct AlignedBytes {
+    lines: Vec<CacheLine>,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([u8; 64]);
+
+impl AlignedBytes {
+    fn zeroed(num_bytes: usize) -> Self {
+        Self { lines: vec![CacheLine([0; 64]); num_bytes.div_ceil(64)] }
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        // SAFETY: a `CacheLine` is 64 bytes without padding.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 64) }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        let num_bytes = self.lines.len() * 64;
+        // SAFETY: as above, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), num_bytes) }
+    }
+}
