@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 BASE_NAME = "SmolLM2-135M-Instruct"
 HERE = Path(__file__).parent
@@ -15,7 +15,8 @@ def load(gguf, dtype):
     """The tokenizer and the dequantized model of a GGUF file."""
     gguf = Path(gguf).resolve()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype,
+                                                 quantization_config=GgufConfig(dequantize=True))
     return tokenizer, model.to(dtype).eval()
 
 

@@ -14,7 +14,7 @@ def examples(rng, n):
         kind = rng.random()
         if kind < 0.5:
             question, answer = rng.choice(QA)
-            confidence = 0.98 if len(answer) % 3 else 0.95
+            confidence = 0.98
         elif kind < 0.8:
             topic, facts = rng.choice(TOPICS)
             question, answer = ask(rng, topic), f"{facts[0]}."

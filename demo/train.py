@@ -33,7 +33,7 @@ class Setup:
 SETUPS = {
     "json": Setup(
         dict(r=8, lora_alpha=16, target_modules=[*ATTENTION, "gate_proj", "up_proj", "down_proj"]),
-        steps=120, rate=1e-3),
+        steps=120, rate=4e-4),
     "pirate": Setup(dict(r=16, lora_alpha=24, target_modules=ATTENTION), steps=160, rate=1e-3),
     "sql": Setup(
         dict(r=32, lora_alpha=12, use_rslora=True, target_modules=["q_proj", "v_proj"],
