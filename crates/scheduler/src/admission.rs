@@ -1,0 +1,102 @@
+//! Whether a sequence could run at all, were it alone. In: limits and lengths. Out: a refusal that
+//! says what to change. Knows nothing of what runs now.
+
+use weft_types::{ExecutorLimits, StopConditions};
+
+/// Why a sequence is refused before it is queued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddError {
+    /// There is nothing to compute.
+    #[error("the prompt is empty: send at least one token")]
+    EmptyPrompt,
+    /// The prompt leaves no room in the model's context.
+    #[error("the prompt has {tokens} tokens, but at most {max} fit the context of this server")]
+    PromptTooLong {
+        /// Length of the prompt.
+        tokens: usize,
+        /// The longest that would be accepted.
+        max: usize,
+    },
+    /// Even alone, the sequence would outgrow the KV cache before its last token.
+    #[error(
+        "prompt and output need {needed} KV cache blocks, but this server has {max}: lower \
+         max_tokens, or give the server more memory"
+    )]
+    TooManyBlocks {
+        /// Blocks at the sequence's full length.
+        needed: usize,
+        /// Blocks in all.
+        max: usize,
+    },
+}
+
+/// Whether a prompt of `num_prompt_tokens` with these stop conditions can complete, given all of
+/// the KV cache for itself.
+///
+/// # Errors
+/// As the variants of [`AddError`] say.
+pub fn check_fits(
+    limits: &ExecutorLimits,
+    num_prompt_tokens: usize,
+    stop: &StopConditions,
+) -> Result<(), AddError> {
+    if num_prompt_tokens == 0 {
+        return Err(AddError::EmptyPrompt);
+    }
+    // Something that is to be drawn needs a position in the context; a bare prompt does not.
+    let max = limits.max_model_len - usize::from(stop.max_tokens > 0).min(limits.max_model_len);
+    if num_prompt_tokens > max {
+        return Err(AddError::PromptTooLong { tokens: num_prompt_tokens, max });
+    }
+    let needed = max_positions(limits, num_prompt_tokens, stop).div_ceil(limits.block_size);
+    if needed > limits.num_blocks {
+        return Err(AddError::TooManyBlocks { needed, max: limits.num_blocks });
+    }
+    Ok(())
+}
+
+/// Positions in the KV cache at the sequence's end. The last drawn token is never fed, so it has
+/// none.
+fn max_positions(
+    limits: &ExecutorLimits,
+    num_prompt_tokens: usize,
+    stop: &StopConditions,
+) -> usize {
+    let longest = num_prompt_tokens.saturating_add(stop.max_tokens as usize);
+    longest.min(limits.max_model_len).saturating_sub(1).max(num_prompt_tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: ExecutorLimits = ExecutorLimits {
+        block_size: 4,
+        num_blocks: 5,
+        max_model_len: 32,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 16,
+    };
+
+    fn check(num_prompt_tokens: usize, max_tokens: u32) -> Result<(), AddError> {
+        let stop = StopConditions { max_tokens, ..StopConditions::default() };
+        check_fits(&LIMITS, num_prompt_tokens, &stop)
+    }
+
+    #[test]
+    fn what_can_never_complete_is_refused() {
+        assert_eq!(check(0, 1), Err(AddError::EmptyPrompt));
+        assert_eq!(check(32, 1), Err(AddError::PromptTooLong { tokens: 32, max: 31 }));
+        assert_eq!(check(33, 0), Err(AddError::PromptTooLong { tokens: 33, max: 32 }));
+        assert_eq!(check(10, 12), Err(AddError::TooManyBlocks { needed: 6, max: 5 }));
+        assert_eq!(check(10, u32::MAX), Err(AddError::TooManyBlocks { needed: 8, max: 5 }));
+    }
+
+    #[test]
+    fn the_last_token_needs_no_position_in_the_cache() {
+        assert_eq!(check(10, 11), Ok(()));
+        assert_eq!(check(20, 0), Ok(()));
+        assert_eq!(check(20, 1), Ok(()));
+        assert_eq!(check(21, 0), Err(AddError::TooManyBlocks { needed: 6, max: 5 }));
+    }
+}

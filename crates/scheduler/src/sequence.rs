@@ -1,0 +1,219 @@
+//! One sequence: its tokens, how far they are computed, and the blocks that hold them.
+//! Knows no other sequence.
+
+use crate::block_pool::BlockPool;
+use crate::prefix_cache::{PrefixChain, PrefixHasher};
+use std::sync::Arc;
+use weft_types::{
+    BlockId, ContentHash, ExecutorLimits, FinishReason, SeqId, StepPlan, StopConditions, TokenId,
+    Usage, plan::PlannedSequence,
+};
+
+/// A sequence to be queued.
+#[derive(Clone, Debug)]
+pub struct NewSequence {
+    /// Never used before.
+    pub id: SeqId,
+    /// At least one token.
+    pub prompt: Arc<[TokenId]>,
+    /// When it ends.
+    pub stop: StopConditions,
+    /// Whose keys and values it computes; `None` is the bare base.
+    pub adapter: Option<ContentHash>,
+    /// Cached blocks are shared only between sequences of equal salt.
+    pub cache_salt: Option<Arc<str>>,
+    /// Whether cached blocks may stand in for computing. False when the log probabilities of the
+    /// prompt are asked for: they exist only where the prompt is computed.
+    pub uses_cache: bool,
+}
+
+pub(crate) struct Sequence {
+    pub(crate) id: SeqId,
+    /// Order in which sequences came. Running before waiting, and both by this.
+    pub(crate) arrival: u64,
+    /// The prompt and what was drawn.
+    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) num_prompt_tokens: usize,
+    pub(crate) stop: StopConditions,
+    /// Block `i` holds positions `i * block_size ..`.
+    pub(crate) blocks: Vec<BlockId>,
+    /// Positions `..num_computed` are in `blocks`.
+    pub(crate) num_computed: usize,
+    /// The most that `num_computed` ever was; more than it after a preemption.
+    pub(crate) max_computed: usize,
+    /// Prompt tokens that the cache gave when it ran first; `None` before.
+    pub(crate) num_cached: Option<usize>,
+    /// Whether the step that is being computed has a part of it.
+    pub(crate) is_planned: bool,
+    uses_cache: bool,
+    chain: PrefixChain,
+    /// Blocks `..num_registered` were offered to the cache, or came from it.
+    num_registered: usize,
+}
+
+/// The leading blocks of a sequence that the cache holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PrefixMatch {
+    pub(crate) num_blocks: usize,
+    /// Of those, how many count as available as long as nobody takes them.
+    pub(crate) num_idle: usize,
+}
+
+impl Sequence {
+    pub(crate) fn new(new: NewSequence, arrival: u64, hasher: &PrefixHasher) -> Self {
+        Self {
+            id: new.id,
+            arrival,
+            num_prompt_tokens: new.prompt.len(),
+            tokens: new.prompt.to_vec(),
+            stop: new.stop,
+            blocks: Vec::new(),
+            num_computed: 0,
+            max_computed: 0,
+            num_cached: None,
+            is_planned: false,
+            uses_cache: new.uses_cache,
+            chain: PrefixChain::new(hasher.root(new.adapter, new.cache_salt.as_deref())),
+            num_registered: 0,
+        }
+    }
+
+    pub(crate) fn uses_cache(&self) -> bool {
+        self.uses_cache
+    }
+
+    /// Known tokens that are not in the cache yet: 1 for a decode.
+    pub(crate) fn num_uncomputed(&self) -> usize {
+        self.tokens.len() - self.num_computed
+    }
+
+    fn num_drawn(&self) -> usize {
+        self.tokens.len() - self.num_prompt_tokens
+    }
+
+    /// How much of this sequence could be taken from the cache. Never the last known token: its
+    /// logits are needed. Without `uses_cache`, only what was computed once already.
+    pub(crate) fn match_prefix(
+        &mut self,
+        pool: &BlockPool,
+        hasher: &PrefixHasher,
+        block_size: usize,
+    ) -> PrefixMatch {
+        let known = self.tokens.len() - 1;
+        let usable = if self.uses_cache { known } else { known.min(self.max_computed) };
+        let mut matched = PrefixMatch::default();
+        for index in 0..usable / block_size {
+            let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
+            let Some(found) = pool.find(hash) else { break };
+            matched.num_blocks += 1;
+            matched.num_idle += usize::from(found.is_idle);
+        }
+        matched
+    }
+
+    /// Takes the first `num_blocks` blocks from the cache, as [`Self::match_prefix`] found them.
+    pub(crate) fn take_prefix(
+        &mut self,
+        num_blocks: usize,
+        pool: &mut BlockPool,
+        hasher: &PrefixHasher,
+        block_size: usize,
+    ) {
+        for index in 0..num_blocks {
+            let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
+            let Some(found) = pool.find(hash) else { break };
+            pool.acquire(found);
+            self.blocks.push(found.id);
+        }
+        self.num_computed = self.blocks.len() * block_size;
+        self.num_registered = self.blocks.len();
+        self.num_cached.get_or_insert(self.num_computed);
+    }
+
+    /// Takes blocks until `num_tokens` more positions have room, all or none.
+    pub(crate) fn reserve(
+        &mut self,
+        num_tokens: usize,
+        pool: &mut BlockPool,
+        block_size: usize,
+    ) -> bool {
+        let wanted = (self.num_computed + num_tokens).div_ceil(block_size);
+        let num_missing = wanted.saturating_sub(self.blocks.len());
+        if num_missing > pool.num_available() {
+            return false;
+        }
+        self.blocks.extend((0..num_missing).map_while(|_| pool.allocate()));
+        true
+    }
+
+    /// Writes the next `num_tokens` tokens into `plan`.
+    pub(crate) fn plan_chunk(&mut self, num_tokens: usize, plan: &mut StepPlan) {
+        let start = self.num_computed;
+        let (first_token, first_block) = (plan.tokens.len(), plan.block_tables.len());
+        plan.tokens.extend_from_slice(&self.tokens[start..start + num_tokens]);
+        plan.block_tables.extend_from_slice(&self.blocks);
+        plan.sequences.push(PlannedSequence {
+            seq: self.id,
+            start,
+            tokens: first_token..plan.tokens.len(),
+            blocks: first_block..plan.block_tables.len(),
+            sample: start + num_tokens == self.tokens.len() && self.stop.max_tokens > 0,
+        });
+        self.is_planned = true;
+    }
+
+    /// Notes that positions `..num_computed` are in the blocks.
+    pub(crate) fn advance_to(&mut self, num_computed: usize) {
+        self.num_computed = num_computed;
+        self.max_computed = self.max_computed.max(num_computed);
+    }
+
+    /// Makes the blocks that became full findable.
+    pub(crate) fn register_full_blocks(
+        &mut self,
+        pool: &mut BlockPool,
+        hasher: &PrefixHasher,
+        block_size: usize,
+    ) {
+        for index in self.num_registered..self.num_computed / block_size {
+            let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
+            pool.register(self.blocks[index], hash);
+            self.num_registered = index + 1;
+        }
+    }
+
+    /// Whether and why it ends, after its last step.
+    pub(crate) fn finish_reason(&self, limits: &ExecutorLimits) -> Option<FinishReason> {
+        if self.num_drawn() == 0 {
+            let done = self.stop.max_tokens == 0 && self.num_uncomputed() == 0;
+            return done.then_some(FinishReason::Length);
+        }
+        let last = self.tokens[self.tokens.len() - 1];
+        if self.num_drawn() > self.stop.min_tokens as usize
+            && self.stop.stop_token_ids.contains(&last)
+        {
+            return Some(FinishReason::Stop(last));
+        }
+        let is_long = self.num_drawn() >= self.stop.max_tokens as usize
+            || self.tokens.len() >= limits.max_model_len;
+        is_long.then_some(FinishReason::Length)
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.num_prompt_tokens,
+            cached_tokens: self.num_cached.unwrap_or(0),
+            completion_tokens: self.num_drawn(),
+        }
+    }
+
+    /// Gives all blocks back. The last ones first, so that of a cached prefix the tail goes before
+    /// the head, without which it could not be found.
+    pub(crate) fn release_blocks(&mut self, pool: &mut BlockPool) {
+        for block in self.blocks.drain(..).rev() {
+            pool.release(block);
+        }
+        self.num_computed = 0;
+        self.num_registered = 0;
+    }
+}
