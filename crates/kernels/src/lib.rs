@@ -15,6 +15,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod embedding;
 pub mod isa;
 pub mod kv;
 mod lanes;

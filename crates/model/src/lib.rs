@@ -1,1 +1,35 @@
-//! (in progress)
+//! Base models: what a checkpoint says, its weights in the device's layout, and the decoder.
+//!
+//! In: a GGUF file or a Hugging Face directory, then [`ForwardBatch`]es. Out: logits. Knows no
+//! sequence, no schedule and no sampling.
+//!
+//! * [`config`], [`hf_config`], [`gguf_config`], [`rope`]: a model is a description.
+//! * [`load`]: GGUF or Hugging Face → [`ModelWeights`], quantized as stored or on request.
+//! * [`device`]: the operations a decoder needs; [`cpu`]: those on the CPU.
+//! * [`decoder`]: the one decoder.
+
+pub mod batch;
+pub mod config;
+pub mod cpu;
+pub mod decoder;
+pub mod device;
+mod error;
+mod ggml_blocks;
+mod gguf_config;
+mod gguf_source;
+mod hf_config;
+mod hf_source;
+pub mod load;
+mod mapped_file;
+mod quantize;
+mod rope;
+pub mod weights;
+
+pub use batch::{AdapterSegment, ForwardBatch};
+pub use config::ModelConfig;
+pub use cpu::CpuDevice;
+pub use decoder::Decoder;
+pub use device::{Device, Projection};
+pub use error::ModelError;
+pub use load::{LoadOptions, LoadedModel, Quantize};
+pub use weights::ModelWeights;

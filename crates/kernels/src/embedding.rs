@@ -1,0 +1,21 @@
+//! `out[t,:] = W[rows[t],:]`   W:[vocab, K] packed, out:[T, K]
+
+use crate::pool::{DisjointMut, ThreadPool};
+use crate::weight::PackedLinear;
+
+/// Gathers rows of a packed matrix in single precision.
+///
+/// # Panics
+/// When a row is out of range or `out` has another length.
+pub fn gather_rows_into(pool: &ThreadPool, weight: &PackedLinear, rows: &[u32], out: &mut [f32]) {
+    let width = weight.num_inputs();
+    assert_eq!(out.len(), rows.len() * width);
+    let out = DisjointMut::new(out);
+    pool.run(rows.len(), 8, |range| {
+        for index in range {
+            // SAFETY: each index is claimed once.
+            let out = unsafe { out.slice(index * width..(index + 1) * width) };
+            weight.dequantize_row_into(rows[index] as usize, out);
+        }
+    });
+}

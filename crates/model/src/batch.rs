@@ -1,0 +1,58 @@
+//! One step's input as flat arrays: what `runner` prepares and the decoder reads.
+
+use std::ops::Range;
+use std::sync::Arc;
+use weft_kernels::attention::AttentionItem;
+use weft_kernels::kv::KvSlot;
+use weft_types::{BlockId, LoweredAdapter, TokenId};
+
+/// Consecutive rows that share an adapter.
+#[derive(Clone, Debug)]
+pub struct AdapterSegment {
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// `None` is the bare base.
+    pub adapter: Option<Arc<LoweredAdapter>>,
+}
+
+/// T rows: tokens of several sequences, those of one sequence consecutive and in order, sequences
+/// of one adapter side by side.
+#[derive(Debug, Default)]
+pub struct ForwardBatch {
+    /// `[T]`
+    pub tokens: Vec<TokenId>,
+    /// `[T]`
+    pub positions: Vec<u32>,
+    /// `[T]`: where each row's keys and values go.
+    pub slots: Vec<KvSlot>,
+    /// Work of the attention: built once, used by all layers.
+    pub attention: Vec<AttentionItem>,
+    /// All sequences' block tables.
+    pub block_tables: Vec<BlockId>,
+    /// Runs of rows; they cover all.
+    pub segments: Vec<AdapterSegment>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<usize>,
+    /// Runs of *entries of `logit_rows`*; they cover all.
+    pub logit_segments: Vec<AdapterSegment>,
+}
+
+impl ForwardBatch {
+    /// T
+    #[must_use]
+    pub fn num_rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.attention.clear();
+        self.block_tables.clear();
+        self.segments.clear();
+        self.logit_rows.clear();
+        self.logit_segments.clear();
+    }
+}

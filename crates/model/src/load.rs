@@ -1,0 +1,209 @@
+//! A checkpoint → [`LoadedModel`].
+
+use crate::config::ModelConfig;
+use crate::error::ModelError;
+use crate::gguf_source::GgufSource;
+use crate::hf_source::HfSource;
+use crate::weights::{LayerWeights, LinearWeights, ModelWeights};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use weft_kernels::PackedLinear;
+use weft_types::{BaseModelSpec, LinearShape, Module};
+
+/// What to do with float weights of a Hugging Face checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantize {
+    /// Keep the checkpoint's dtype.
+    #[default]
+    None,
+    /// Eight bits, groups of 32.
+    Int8,
+    /// Four bits, groups of 32; embedding and output head eight.
+    Int4,
+}
+
+/// Tells how many of how many layers are loaded.
+pub type Progress = dyn Fn(usize, usize) + Send + Sync;
+
+/// How to load.
+#[derive(Clone, Default)]
+pub struct LoadOptions {
+    /// Applies to float checkpoints; a GGUF file stays as it is.
+    pub quantize: Quantize,
+    /// Threads that convert weights; 0 is one per core.
+    pub num_threads: usize,
+    /// Called after each layer.
+    pub on_progress: Option<Arc<Progress>>,
+}
+
+impl std::fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadOptions").field("quantize", &self.quantize).finish_non_exhaustive()
+    }
+}
+
+/// A model in memory, packed for the CPU.
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// What it is.
+    pub config: ModelConfig,
+    /// Shared by whoever runs it.
+    pub weights: Arc<ModelWeights<PackedLinear>>,
+}
+
+impl LoadedModel {
+    /// Loads a `.gguf` file or a Hugging Face directory.
+    ///
+    /// # Errors
+    /// A sentence about what is missing, malformed or not served.
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, ModelError> {
+        if path.is_dir() && path.join("config.json").is_file() {
+            let source = HfSource::open(path, options.quantize)?;
+            Self::assemble(source.config().clone(), &source, options)
+        } else if path.is_file() {
+            let source = GgufSource::open(path)?;
+            Self::assemble(source.config().clone(), &source, options)
+        } else {
+            Err(ModelError::NotAModel { path: path.to_owned() })
+        }
+    }
+
+    /// Shapes and limits.
+    #[must_use]
+    pub fn spec(&self) -> &BaseModelSpec {
+        &self.config.spec
+    }
+
+    /// Bytes of all linears.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let weights = &self.weights;
+        let layers = weights.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+        });
+        let linears = layers.map(|linear| &linear.weight);
+        linears
+            .chain([&weights.embedding])
+            .chain(&weights.lm_head)
+            .map(PackedLinear::num_bytes)
+            .sum()
+    }
+
+    fn assemble(
+        mut config: ModelConfig,
+        source: &(impl WeightSource + Sync),
+        options: &LoadOptions,
+    ) -> Result<Self, ModelError> {
+        let spec = config.spec.clone();
+        let table = LinearShape { num_inputs: spec.hidden_size, num_outputs: spec.vocab_size };
+        let layers = load_layers(&config, source, options)?;
+        let lm_head = source
+            .has("lm_head.weight")
+            .then(|| source.linear("lm_head", table))
+            .filter(|_| !spec.tied_embeddings)
+            .transpose()?;
+        if lm_head.is_none() && !spec.tied_embeddings {
+            return Err(ModelError::Invalid(
+                "the checkpoint has no lm_head.weight, and its configuration does not tie it to the embedding".into(),
+            ));
+        }
+        config.spec.tied_embeddings = lm_head.is_none();
+        let weights = ModelWeights {
+            embedding: source.linear("model.embed_tokens", table)?,
+            layers,
+            final_norm: required(source, "model.norm.weight", spec.hidden_size)?,
+            lm_head,
+        };
+        Ok(Self { config, weights: Arc::new(weights) })
+    }
+}
+
+/// Tensors by their Hugging Face names.
+pub(crate) trait WeightSource {
+    /// Whether there is a tensor of this full name.
+    fn has(&self, name: &str) -> bool;
+    /// The matrix `name.weight`.
+    fn linear(&self, name: &str, shape: LinearShape) -> Result<PackedLinear, ModelError>;
+    /// The vector of this full name, if there is one.
+    fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError>;
+}
+
+fn required(source: &impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+    source
+        .vector(name, len)?
+        .ok_or_else(|| ModelError::Invalid(format!("the checkpoint has no tensor {name}")))
+}
+
+/// Layers are converted side by side; the first error wins.
+fn load_layers(
+    config: &ModelConfig,
+    source: &(impl WeightSource + Sync),
+    options: &LoadOptions,
+) -> Result<Vec<LayerWeights<PackedLinear>>, ModelError> {
+    let num_layers = config.spec.num_layers;
+    let num_threads = match options.num_threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        given => given,
+    };
+    let (next, num_done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let work = || {
+        let mut loaded = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= num_layers {
+                return Ok(loaded);
+            }
+            loaded.push((index, load_layer(config, source, index)?));
+            let done = num_done.fetch_add(1, Ordering::Relaxed) + 1;
+            if let Some(on_progress) = &options.on_progress {
+                on_progress(done, num_layers);
+            }
+        }
+    };
+    let results: Vec<Result<Vec<_>, ModelError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..num_threads.max(1)).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("loading does not panic")).collect()
+    });
+    let mut layers = Vec::with_capacity(num_layers);
+    for result in results {
+        layers.extend(result?);
+    }
+    layers.sort_by_key(|(index, _)| *index);
+    Ok(layers.into_iter().map(|(_, layer)| layer).collect())
+}
+
+fn load_layer(
+    config: &ModelConfig,
+    source: &impl WeightSource,
+    index: usize,
+) -> Result<LayerWeights<PackedLinear>, ModelError> {
+    let spec = &config.spec;
+    let prefix = format!("model.layers.{index}");
+    let linear = |block: &str, module: Module| {
+        let name = format!("{prefix}.{block}.{}", module.hf_name());
+        let shape = spec.linear(module);
+        Ok::<_, ModelError>(LinearWeights {
+            weight: source.linear(&name, shape)?,
+            bias: source.vector(&format!("{name}.bias"), shape.num_outputs)?,
+        })
+    };
+    let norm = |name: &str| required(source, &format!("{prefix}.{name}.weight"), spec.hidden_size);
+    let head_norm = |name: &str| {
+        let name = format!("{prefix}.self_attn.{name}.weight");
+        config.qk_norm.then(|| required(source, &name, spec.head_dim)).transpose()
+    };
+    Ok(LayerWeights {
+        attention_norm: norm("input_layernorm")?,
+        q: linear("self_attn", Module::Q)?,
+        k: linear("self_attn", Module::K)?,
+        v: linear("self_attn", Module::V)?,
+        q_norm: head_norm("q_norm")?,
+        k_norm: head_norm("k_norm")?,
+        o: linear("self_attn", Module::O)?,
+        mlp_norm: norm("post_attention_layernorm")?,
+        gate: linear("mlp", Module::Gate)?,
+        up: linear("mlp", Module::Up)?,
+        down: linear("mlp", Module::Down)?,
+    })
+}
