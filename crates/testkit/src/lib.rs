@@ -1,1 +1,1 @@
-//! (in progress)
+//! Seeded fixtures for the tests of other crates.

@@ -1,0 +1,107 @@
+//! Why an adapter could not be had: one sentence each, for the person who can act.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Why the files of an adapter cannot be served: a predicate that follows the adapter's name, such
+/// as `has rank 512, but this server was started with --max-lora-rank 256`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal(String);
+
+impl Refusal {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
+    /// The predicate.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn of(self, name: &str) -> AdapterError {
+        AdapterError::Rejected { name: name.to_owned(), reason: self.0 }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// What [`crate::AdapterRegistry`] and [`crate::load_peft_dir`] refuse with.
+///
+/// `Clone`, because everybody who waits for one load gets the same answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdapterError {
+    /// No adapter has this name: never given, not in the adapter directory, or unloaded.
+    #[error("the model `{name}` does not exist")]
+    NotFound {
+        /// The name asked for.
+        name: String,
+    },
+    /// The name is taken and the request did not ask for replacement.
+    #[error("the adapter {name:?} has already been loaded; set load_inplace to replace it")]
+    AlreadyLoaded {
+        /// The name.
+        name: String,
+    },
+    /// An adapter must not shadow the base model.
+    #[error("{name:?} is the name of the base model; give the adapter another name")]
+    NameIsBase {
+        /// The name.
+        name: String,
+    },
+    /// The name cannot be used as an adapter's name.
+    #[error("the adapter name {name:?} {reason}")]
+    InvalidName {
+        /// The name, shortened if it is long.
+        name: String,
+        /// A predicate: `is empty`, `contains ".."`, …
+        reason: &'static str,
+    },
+    /// The path is not there, or is no directory.
+    #[error("adapter {name:?} has no directory at {}", .path.display())]
+    PathNotFound {
+        /// The name.
+        name: String,
+        /// The path as it was given.
+        path: PathBuf,
+    },
+    /// The files are there and cannot be served.
+    #[error("adapter {name:?} {reason}")]
+    Rejected {
+        /// The name.
+        name: String,
+        /// A predicate that names the key or tensor and says what to do:
+        /// `has rank 512, but this server was started with --max-lora-rank 256`.
+        reason: String,
+    },
+    /// The operating system refused to read.
+    #[error("adapter {name:?} cannot be read from {}: {message}", .path.display())]
+    Io {
+        /// The name.
+        name: String,
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+    },
+    /// The adapter directory itself is not usable.
+    #[error("--adapter-dir {} cannot be read: {message}", .path.display())]
+    Directory {
+        /// As it was given.
+        path: PathBuf,
+        /// The system's words.
+        message: String,
+    },
+    /// The load ended without an answer: the server is shutting down.
+    #[error("loading of adapter {name:?} was interrupted; ask again")]
+    Interrupted {
+        /// The name.
+        name: String,
+    },
+}
