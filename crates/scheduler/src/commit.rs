@@ -35,8 +35,14 @@ impl Scheduler {
                 debug_assert!(false, "{:?} was planned and has no output", seq.id);
                 return true;
             };
-            let SequenceOutput { token, logprobs, mut prompt_logprobs } = std::mem::take(output);
+            let SequenceOutput { token, logprobs, mut prompt_logprobs, failed } =
+                std::mem::take(output);
             let mut emit = |event| events.push(SequenceEvent { seq: seq.id, event });
+            if let Some(error) = failed {
+                emit(TokenEvent::Failed(error));
+                seq.release_blocks(pool);
+                return false;
+            }
 
             // After a preemption the first positions are computed, and reported, again.
             let num_sent = seq.max_computed.saturating_sub(chunk.start);

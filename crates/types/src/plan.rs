@@ -3,6 +3,7 @@
 //! Flat arrays that are cleared and refilled, so that a steady decode allocates nothing.
 
 use crate::event::TokenLogprobs;
+use crate::executor::ExecuteError;
 use crate::id::{BlockId, SeqId, TokenId};
 use std::ops::Range;
 
@@ -58,6 +59,9 @@ pub struct SequenceOutput {
     /// Log probabilities of the prompt tokens at positions `start + 1 ..= start + len` that lie in
     /// the prompt, if asked for: entry `i` is that of the token after the chunk's `i`-th.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// This sequence cannot go on, though the others of the step can: its logits are not finite,
+    /// say. Nothing that it computed in this step may be reused.
+    pub failed: Option<ExecuteError>,
 }
 
 /// The outputs in the order of [`StepPlan::sequences`].
