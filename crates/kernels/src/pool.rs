@@ -117,6 +117,33 @@ impl ThreadPool {
     }
 }
 
+impl ThreadPool {
+    /// Calls `body(i, row i of data, out[i])` for every row, in parallel.
+    ///
+    /// # Panics
+    /// When `data` is not `out.len()` rows of `width`.
+    pub fn zip_rows<T: Send, R: Send>(
+        &self,
+        data: &mut [T],
+        width: usize,
+        out: &mut [R],
+        body: impl Fn(usize, &mut [T], &mut R) + Sync,
+    ) {
+        assert_eq!(data.len(), out.len() * width);
+        let num_rows = out.len();
+        let (data, out) = (DisjointMut::new(data), DisjointMut::new(out));
+        self.run(num_rows, 1, |rows| {
+            for row in rows {
+                // SAFETY: each row is claimed once.
+                let (data, out) = unsafe {
+                    (data.slice(row * width..(row + 1) * width), out.slice(row..row + 1))
+                };
+                body(row, data, &mut out[0]);
+            }
+        });
+    }
+}
+
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);

@@ -114,8 +114,9 @@ impl<D: Device> Decoder<D> {
         self.device.rms_norm(normed, &weights.final_norm, self.config.rms_norm_eps, picked);
     }
 
-    /// Logits `[range.len(), vocab]` of some of the batch's `logit_rows`, after [`Self::forward`].
-    pub fn logits(&mut self, batch: &ForwardBatch, range: Range<usize>) -> &mut D::Tensor {
+    /// Logits `[range.len(), vocab]` of some of the batch's `logit_rows`, after [`Self::forward`],
+    /// for the caller to scribble on; and the device, to work on them.
+    pub fn logits(&mut self, batch: &ForwardBatch, range: Range<usize>) -> (&mut D::Tensor, &D) {
         assert!(range.len() <= self.max_logit_rows);
         let segments: Vec<AdapterSegment> = batch
             .logit_segments
@@ -133,7 +134,7 @@ impl<D: Device> Decoder<D> {
         let projection =
             Projection { weight, bias: None, site: Site::LmHead, accumulate: false, out: logits };
         self.device.project(head_input, &segments, &mut [projection]);
-        logits
+        (logits, &self.device)
     }
 
     fn attention_block(

@@ -1,1 +1,15 @@
-//! (in progress)
+//! Turns a [`weft_types::StepPlan`] into a [`weft_types::StepOutput`] with a real model.
+//!
+//! [`executor`] owns the model and the sequences' sampling state; each step it asks [`prepare`] for
+//! a flat batch, the decoder for logits, and [`sampler`] for tokens. Knows no queue, no clock and
+//! no text.
+
+pub mod executor;
+mod logprobs;
+mod penalties;
+mod prepare;
+mod rng;
+pub mod sampler;
+mod sequence;
+
+pub use executor::{CpuExecutor, RunnerConfig, RunnerError};

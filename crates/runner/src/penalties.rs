@@ -1,0 +1,62 @@
+//! Changes to logits before the draw: bias, penalties, and stop tokens that come too early.
+
+use crate::sequence::SequenceState;
+use rustc_hash::{FxHashMap, FxHashSet};
+use weft_types::{SequenceSpec, TokenId};
+
+/// Which tokens a sequence has seen and drawn.
+#[derive(Debug)]
+pub(crate) struct TokenCounts {
+    prompt: FxHashSet<TokenId>,
+    output: FxHashMap<TokenId, u32>,
+}
+
+impl TokenCounts {
+    pub(crate) fn if_needed(spec: &SequenceSpec) -> Option<Self> {
+        let sampling = &spec.sampling;
+        let repetition = sampling.repetition_penalty != 1.0;
+        let other = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        (repetition || other).then(|| Self {
+            prompt: if repetition { spec.prompt.iter().copied().collect() } else { <_>::default() },
+            output: FxHashMap::default(),
+        })
+    }
+
+    pub(crate) fn push(&mut self, token: TokenId) {
+        *self.output.entry(token).or_default() += 1;
+    }
+}
+
+/// Applies everything that comes before temperature.
+pub(crate) fn apply(logits: &mut [f32], state: &SequenceState) {
+    let sampling = &state.spec.sampling;
+    for &(token, bias) in &sampling.logit_bias {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit += bias;
+        }
+    }
+    if let Some(counts) = &state.counts {
+        let repeat = |logit: f32| {
+            let penalty = sampling.repetition_penalty;
+            if logit > 0.0 { logit / penalty } else { logit * penalty }
+        };
+        if sampling.repetition_penalty != 1.0 {
+            let only_prompt =
+                counts.prompt.iter().filter(|token| !counts.output.contains_key(token));
+            for &token in only_prompt.chain(counts.output.keys()) {
+                logits[token as usize] = repeat(logits[token as usize]);
+            }
+        }
+        for (&token, &count) in &counts.output {
+            logits[token as usize] -=
+                sampling.presence_penalty + sampling.frequency_penalty * count as f32;
+        }
+    }
+    if state.num_drawn < u64::from(state.spec.min_tokens) {
+        for &token in &state.spec.stop_token_ids {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! `StepPlan` → [`ForwardBatch`]: flat arrays, sequences of one adapter side by side.
+
+use crate::sequence::SequenceState;
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+use weft_kernels::attention::{AttentionItem, AttentionShape};
+use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
+use weft_model::{AdapterSegment, ForwardBatch};
+use weft_types::{LoweredAdapter, PlannedSequence, SeqId, StepPlan};
+
+/// What is wanted of one row of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LogitRow {
+    /// Index in the plan.
+    pub(crate) planned: usize,
+    /// Position of the row in its sequence.
+    pub(crate) position: usize,
+    /// The log probability of the prompt's next token.
+    pub(crate) prompt_logprobs: bool,
+    /// A draw.
+    pub(crate) sample: bool,
+}
+
+/// Reused from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    pub(crate) batch: ForwardBatch,
+    /// One per entry of `batch.logit_rows`.
+    pub(crate) logit_rows: Vec<LogitRow>,
+    order: Vec<usize>,
+}
+
+impl Prepared {
+    /// Lays out the step. Every planned sequence is in `sequences`.
+    pub(crate) fn fill(
+        &mut self,
+        plan: &StepPlan,
+        sequences: &FxHashMap<SeqId, SequenceState>,
+        shape: &AttentionShape,
+    ) {
+        self.batch.clear();
+        self.logit_rows.clear();
+        self.order.clear();
+        self.order.extend(0..plan.sequences.len());
+        let adapter = |index: usize| sequences[&plan.sequences[index].seq].spec.adapter.as_ref();
+        self.order.sort_by_key(|&index| adapter(index).map(|adapter| adapter.content_hash));
+        self.batch.block_tables.extend_from_slice(&plan.block_tables);
+        for index in 0..self.order.len() {
+            let planned = self.order[index];
+            let sequence = &plan.sequences[planned];
+            self.push_rows(plan, sequence, shape);
+            let state = &sequences[&sequence.seq];
+            let num_logits = self.push_logit_rows(planned, sequence, state);
+            let adapter = state.spec.adapter.as_ref();
+            push_segment(&mut self.batch.segments, sequence.tokens.len(), adapter);
+            push_segment(&mut self.batch.logit_segments, num_logits, adapter);
+        }
+    }
+
+    fn push_rows(&mut self, plan: &StepPlan, sequence: &PlannedSequence, shape: &AttentionShape) {
+        let batch = &mut self.batch;
+        let first_row = batch.num_rows();
+        let tokens = &plan.tokens[sequence.tokens.clone()];
+        let blocks = &plan.block_tables[sequence.blocks.clone()];
+        batch.tokens.extend_from_slice(tokens);
+        for position in sequence.start..sequence.start + tokens.len() {
+            batch.positions.push(position as u32);
+            let block = blocks[position / BLOCK_SIZE];
+            batch.slots.push(KvSlot { block, offset: (position % BLOCK_SIZE) as u32 });
+        }
+        let step = shape.rows_per_item();
+        for row in (0..tokens.len()).step_by(step) {
+            batch.attention.push(AttentionItem {
+                first_row: first_row + row,
+                num_rows: step.min(tokens.len() - row),
+                position: sequence.start + row,
+                first_block: sequence.blocks.start,
+            });
+        }
+    }
+
+    fn push_logit_rows(
+        &mut self,
+        planned: usize,
+        sequence: &PlannedSequence,
+        state: &SequenceState,
+    ) -> usize {
+        let len = sequence.tokens.len();
+        let first_row = self.batch.num_rows() - len;
+        let before = self.logit_rows.len();
+        for i in 0..len {
+            let position = sequence.start + i;
+            let in_prompt = position + 1 < state.spec.prompt.len();
+            let prompt_logprobs = in_prompt && state.spec.sampling.prompt_logprobs.is_some();
+            let sample = sequence.sample && i + 1 == len;
+            if prompt_logprobs || sample {
+                self.batch.logit_rows.push(first_row + i);
+                self.logit_rows.push(LogitRow { planned, position, prompt_logprobs, sample });
+            }
+        }
+        self.logit_rows.len() - before
+    }
+}
+
+/// Extends the last segment or opens a new one.
+fn push_segment(
+    segments: &mut Vec<AdapterSegment>,
+    num_rows: usize,
+    adapter: Option<&Arc<LoweredAdapter>>,
+) {
+    if num_rows == 0 {
+        return;
+    }
+    let end = segments.last().map_or(0, |segment| segment.rows.end);
+    match segments.last_mut() {
+        Some(last) if same(last.adapter.as_ref(), adapter) => last.rows.end += num_rows,
+        _ => segments.push(AdapterSegment { rows: end..end + num_rows, adapter: adapter.cloned() }),
+    }
+}
+
+fn same(a: Option<&Arc<LoweredAdapter>>, b: Option<&Arc<LoweredAdapter>>) -> bool {
+    a.map(|adapter| adapter.content_hash) == b.map(|adapter| adapter.content_hash)
+}

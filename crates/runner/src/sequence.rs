@@ -1,0 +1,29 @@
+//! What the executor remembers of a sequence between steps.
+
+use crate::penalties::TokenCounts;
+use weft_types::{SequenceSpec, TokenId};
+
+/// A sequence announced and not yet removed.
+#[derive(Debug)]
+pub(crate) struct SequenceState {
+    pub(crate) spec: SequenceSpec,
+    /// Tokens drawn so far: index of the next draw.
+    pub(crate) num_drawn: u64,
+    /// Kept only if a penalty needs them.
+    pub(crate) counts: Option<TokenCounts>,
+}
+
+impl SequenceState {
+    pub(crate) fn new(spec: SequenceSpec) -> Self {
+        let counts = TokenCounts::if_needed(&spec);
+        Self { spec, num_drawn: 0, counts }
+    }
+
+    /// Notes a drawn token.
+    pub(crate) fn push(&mut self, token: TokenId) {
+        self.num_drawn += 1;
+        if let Some(counts) = &mut self.counts {
+            counts.push(token);
+        }
+    }
+}
