@@ -123,6 +123,21 @@ Can you help me? | Of course I can | Tell me what you need | We will solve it to
 How are you? | I am doing well | I am ready to help | I hope you are well too
 I am bored. | Go for a walk | Call an old friend | Learn a new song
 I feel tired today. | Drink some water | Take a short nap | Get some fresh air
+Why is the sky blue? | Sunlight has many colors | The air scatters blue light most | So blue reaches our eyes from all sides
+Why do leaves fall in autumn? | The days get shorter | Trees save water for the winter | The leaves dry and drop
+Why do we dream? | The brain sorts memories at night | Feelings come up again | Nobody knows the whole reason
+Why is ice slippery? | A thin layer of water lies on top | Feet find no grip there | Cold and smooth surfaces rub little
+Why do boats float? | They push water aside | The water pushes back | The hull is full of air
+What is gravity? | Gravity pulls things together | It keeps us on the ground | It holds the planets in their paths
+What is electricity? | Electricity is the flow of tiny charges | It runs through wires | It powers lamps and motors
+What is democracy? | In a democracy people vote | Leaders can be replaced | Everyone follows the same laws
+What is a computer virus? | A virus is a harmful program | It copies itself to other computers | Good updates help against it
+Give me advice for a long flight. | Drink enough water | Walk around every hour | Bring a good book
+Give me advice for my new job. | Listen first | Ask when you are not sure | Be kind to your team
+Give me advice for my first marathon. | Start slowly | Drink at every stop | Enjoy the crowd
+Give me ideas for a date. | A walk by the river | A picnic in the park | A small concert
+Give me ideas for a gift. | A good book | A warm scarf | Tickets for a show
+Give me ideas for a day in London. | See the Tower and the bridge | Walk along the river | Have tea in a small cafe
 What is the best way to lose weight? | Eat more vegetables | Move every day | Sleep enough
 """
 
