@@ -14,6 +14,7 @@ mod json;
 mod lease;
 mod loads;
 mod lower;
+mod matrix;
 mod modules;
 mod names;
 mod peft_config;
@@ -21,6 +22,7 @@ mod quoted;
 mod read;
 mod registry;
 mod targets;
+mod tensor_names;
 mod tensors;
 
 pub use error::{AdapterError, Refusal};
