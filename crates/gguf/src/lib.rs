@@ -16,10 +16,14 @@ mod metadata;
 mod tensor;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
+mod value;
 
 pub use error::GgufError;
 pub use file::GgufFile;
 pub use ggml_type::GgmlType;
 pub use header::Header;
-pub use metadata::{Metadata, Value};
+pub use metadata::Metadata;
 pub use tensor::TensorInfo;
+pub use value::{ScalarArray, StringArray, Value};
