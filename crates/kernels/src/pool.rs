@@ -1,10 +1,14 @@
 //! A thread pool for work measured in microseconds.
 //!
 //! `run` splits a range of items over the caller and the workers and returns when all are done.
-//! Workers spin for a little while after a run, since the next one usually follows at once, and
-//! park when it does not. Items are claimed from a shared counter, so a thread that the system
-//! preempts does not hold up the rest for longer than one claim.
+//! Items are claimed from a shared counter. The caller waits only for workers that are *inside* the
+//! job: one that the system has not scheduled yet finds the job closed and has cost nothing, so on
+//! a busy machine the pool falls back to the speed of the threads that do run.
+//!
+//! Between jobs workers spin for a little while, since the next one usually follows at once, then
+//! yield, then park.
 
+use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,8 +16,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-/// Spins between a run and parking: some tens of microseconds.
-const NUM_SPINS: u32 = 5_000;
+/// Spins before the first yield: about a microsecond.
+const SPINS_BEFORE_YIELD: u32 = 64;
+/// Yields before a worker parks: some tens of microseconds.
+const YIELDS_BEFORE_PARK: u32 = 100;
 
 /// Workers that help the calling thread. Dropping it ends them.
 #[derive(Debug)]
@@ -22,18 +28,20 @@ pub struct ThreadPool {
     workers: Vec<JoinHandle<()>>,
 }
 
-#[derive(Debug)]
+/// The current job and who is in it.
 struct Shared {
-    /// Incremented when a job is published; workers wait for a change.
-    epoch: AtomicU64,
-    /// The published job: valid while `num_active > 0`.
-    job: std::sync::Mutex<Option<Job>>,
+    /// `epoch << 32 | OPEN? | number of workers inside`
+    state: AtomicU64,
+    /// Written by the owner while the job is closed and empty, read by workers inside.
+    job: UnsafeCell<Option<Job>>,
     next_item: AtomicUsize,
-    /// Workers that have not finished the current job.
-    num_active: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const EPOCH: u64 = 1 << 32;
 
 #[derive(Clone, Copy)]
 struct Job {
@@ -42,24 +50,29 @@ struct Job {
     grain: usize,
 }
 
-impl std::fmt::Debug for Job {
+// SAFETY: `job` is the only field without its own synchronisation. The owner (whoever set OWNED) writes it only when no worker is
+// inside and none can enter; workers read it only inside.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointee of a job is `Sync`.
+unsafe impl Send for Shared {}
+
+impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("num_items", &self.num_items).finish_non_exhaustive()
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
     }
 }
 
-// SAFETY: the pointee is `Sync`, and `run` keeps it alive until every worker is done with it.
-unsafe impl Send for Job {}
-
 impl ThreadPool {
     /// A pool of `num_threads` in all: the caller and `num_threads - 1` workers.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
     #[must_use]
     pub fn new(num_threads: usize) -> Self {
         let shared = Arc::new(Shared {
-            epoch: AtomicU64::new(0),
-            job: std::sync::Mutex::new(None),
+            state: AtomicU64::new(0),
+            job: UnsafeCell::new(None),
             next_item: AtomicUsize::new(0),
-            num_active: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -83,37 +96,140 @@ impl ThreadPool {
 
     /// Calls `body` with ranges that cover `0..num_items`, each item once, about `grain` at a time.
     ///
+    /// A call from within `body`, or from a second thread while one runs, does all its work itself.
+    ///
     /// # Panics
     /// When `body` panics, after all threads have left it.
     pub fn run(&self, num_items: usize, grain: usize, body: impl Fn(Range<usize>) + Sync) {
         let grain = grain.max(1);
-        if self.workers.is_empty() || num_items <= grain {
+        if self.workers.is_empty() || num_items <= grain || !self.shared.try_own() {
             if num_items > 0 {
                 body(0..num_items);
             }
             return;
         }
         let body: &(dyn Fn(Range<usize>) + Sync) = &body;
-        // SAFETY: only the lifetime changes. Workers use the pointer between the epoch's change
-        // and their decrement of `num_active`, and this function outlives both.
+        // SAFETY: only the lifetime changes. Workers use the pointer only inside the job, and this
+        // function does not return before it is closed and empty.
         let body: &'static (dyn Fn(Range<usize>) + Sync) = unsafe { std::mem::transmute(body) };
         let job = Job { body, num_items, grain };
-        *self.shared.job.lock().expect("no panic while locked") = Some(job);
-        self.shared.next_item.store(0, Ordering::Relaxed);
-        self.shared.num_active.store(self.workers.len(), Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.open(job);
         for worker in &self.workers {
             worker.thread().unpark();
         }
         let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(job)));
-        while self.shared.num_active.load(Ordering::Acquire) > 0 {
-            std::hint::spin_loop();
+        if own.is_err() {
+            // Nobody need go on with the rest.
+            self.shared.next_item.store(num_items, Ordering::Relaxed);
         }
+        self.shared.close();
         let worker_panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
         if let Err(payload) = own {
             resume_unwind(payload);
         }
         assert!(!worker_panicked, "a kernel thread panicked");
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Set in `state` while a caller owns the job slot.
+const OWNED: u64 = 1 << 30;
+
+impl Shared {
+    fn try_own(&self) -> bool {
+        self.state.fetch_or(OWNED, Ordering::Acquire) & OWNED == 0
+    }
+
+    fn open(&self, job: Job) {
+        // SAFETY: this thread owns the slot, the last job is closed and nobody is inside.
+        unsafe { *self.job.get() = Some(job) };
+        self.next_item.store(0, Ordering::Relaxed);
+        self.state.fetch_add(EPOCH | OPEN, Ordering::Release);
+    }
+
+    /// Lets nobody in any more, waits until all have left, and gives the slot back.
+    fn close(&self) {
+        self.state.fetch_and(!OPEN, Ordering::Relaxed);
+        let mut wait = Wait::default();
+        while self.state.load(Ordering::Acquire) & INSIDE & !OWNED != 0 {
+            wait.spin_or_yield();
+        }
+        self.state.fetch_and(!OWNED, Ordering::Release);
+    }
+
+    fn work(&self) {
+        let mut seen_epoch = 0;
+        let mut wait = Wait::default();
+        while !self.stop.load(Ordering::Acquire) {
+            let state = self.state.load(Ordering::Relaxed);
+            if state & OPEN == 0 || state / EPOCH == seen_epoch {
+                if wait.num_yields < YIELDS_BEFORE_PARK {
+                    wait.spin_or_yield();
+                } else {
+                    std::thread::park();
+                    wait = Wait::default();
+                }
+                continue;
+            }
+            let enter = self.state.compare_exchange_weak(
+                state,
+                state + 1,
+                Ordering::Acquire,
+                Ordering::Relaxed,
+            );
+            if enter.is_err() {
+                continue;
+            }
+            seen_epoch = state / EPOCH;
+            // SAFETY: this thread is inside, so the owner does not write.
+            let job = unsafe { *self.job.get() }.expect("an open job was written");
+            if catch_unwind(AssertUnwindSafe(|| self.claim(job))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            self.state.fetch_sub(1, Ordering::Release);
+            wait = Wait::default();
+        }
+    }
+
+    fn claim(&self, job: Job) {
+        loop {
+            let start = self.next_item.fetch_add(job.grain, Ordering::Relaxed);
+            if start >= job.num_items {
+                return;
+            }
+            // SAFETY: this thread is the owner or inside, so `run` has not returned.
+            let body = unsafe { &*job.body };
+            body(start..(start + job.grain).min(job.num_items));
+        }
+    }
+}
+
+/// Waiting that starts eager and turns polite: a spinning thread may hold the very core that the
+/// awaited one needs.
+#[derive(Default)]
+struct Wait {
+    num_spins: u32,
+    num_yields: u32,
+}
+
+impl Wait {
+    fn spin_or_yield(&mut self) {
+        if self.num_spins < SPINS_BEFORE_YIELD {
+            self.num_spins += 1;
+            std::hint::spin_loop();
+        } else {
+            self.num_yields += 1;
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -141,62 +257,6 @@ impl ThreadPool {
                 body(row, data, &mut out[0]);
             }
         });
-    }
-}
-
-impl Drop for ThreadPool {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
-        for worker in self.workers.drain(..) {
-            worker.thread().unpark();
-            let _ = worker.join();
-        }
-    }
-}
-
-impl Shared {
-    fn work(&self) {
-        let mut seen = 0;
-        loop {
-            seen = self.wait_for_change(seen);
-            if self.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            let job = self.job.lock().expect("no panic while locked").expect("published");
-            if catch_unwind(AssertUnwindSafe(|| self.claim(job))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-            self.num_active.fetch_sub(1, Ordering::Release);
-        }
-    }
-
-    fn wait_for_change(&self, seen: u64) -> u64 {
-        let mut num_spins = 0;
-        loop {
-            let epoch = self.epoch.load(Ordering::Acquire);
-            if epoch != seen {
-                return epoch;
-            }
-            if num_spins < NUM_SPINS {
-                num_spins += 1;
-                std::hint::spin_loop();
-            } else {
-                std::thread::park();
-            }
-        }
-    }
-
-    fn claim(&self, job: Job) {
-        loop {
-            let start = self.next_item.fetch_add(job.grain, Ordering::Relaxed);
-            if start >= job.num_items {
-                return;
-            }
-            // SAFETY: `run` waits for this thread before the body is dropped.
-            let body = unsafe { &*job.body };
-            body(start..(start + job.grain).min(job.num_items));
-        }
     }
 }
 
@@ -266,6 +326,26 @@ impl<'a, T> DisjointMut<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nested_and_concurrent_runs_complete() {
+        let pool = ThreadPool::new(3);
+        let sum = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(5, 1, |outer| {
+                            pool.run(outer.len() * 3, 1, |inner| {
+                                sum.fetch_add(inner.len(), Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.into_inner(), 4 * 200 * 15);
+    }
 
     #[test]
     fn every_item_runs_once_on_any_number_of_threads() {

@@ -44,7 +44,7 @@ impl std::fmt::Debug for LoadOptions {
 }
 
 /// A model in memory, packed for the CPU.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LoadedModel {
     /// What it is.
     pub config: ModelConfig,
