@@ -1,0 +1,182 @@
+//! The flags of `weft serve`, in groups that other commands share. vLLM's spellings are accepted
+//! where they mean the same, and accepted without effect where Weft needs no such limit.
+
+use crate::size::ByteSize;
+use clap::{Args, Parser, ValueEnum};
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// `weft serve`
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  weft serve --demo
+  weft serve model.gguf --adapter sql=./adapters/sql --adapter json=./adapters/json
+  weft serve ./Llama-3.2-1B --quantize int8 --adapter-dir ./adapters --port 9000
+  weft serve smollm2-135m-instruct --memory 2GiB --max-model-len 4096
+
+Every flag can be given as WEFT_<FLAG>, for example WEFT_PORT=9000; the flag wins.
+Adapters are chosen by the `model` field of a request.")]
+pub struct ServeArgs {
+    /// A GGUF file, a Hugging Face directory, or the name of a known model (see `weft pull --list`).
+    #[arg(required_unless_present = "demo", conflicts_with = "demo", env = "WEFT_MODEL")]
+    pub model: Option<String>,
+    /// Serve a small base, fetched on first use, with the adapters of demo/adapters.
+    #[arg(long)]
+    pub demo: bool,
+    /// Where the demo's adapters are, if not in demo/adapters here or beside the program.
+    #[arg(long, env = "WEFT_DEMO_DIR", value_name = "DIR", requires = "demo")]
+    pub demo_dir: Option<PathBuf>,
+    /// Which adapters.
+    #[command(flatten)]
+    pub adapters: AdapterArgs,
+    /// How to run the model.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1", env = "WEFT_HOST", help_heading = "HTTP")]
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    #[arg(long, default_value_t = 8000, env = "WEFT_PORT", help_heading = "HTTP")]
+    pub port: u16,
+    /// Name of the base in requests and answers; may be given several times.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        env = "WEFT_SERVED_MODEL_NAME",
+        value_name = "NAME",
+        help_heading = "HTTP"
+    )]
+    pub served_model_name: Vec<String>,
+    /// Open /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever reaches the port can then
+    /// make the server read any directory that it can read.
+    #[arg(long, env = "WEFT_ALLOW_RUNTIME_ADAPTERS", help_heading = "Adapters")]
+    pub allow_runtime_adapters: bool,
+    /// Requests that may wait for their turn; more are refused with status 429.
+    #[arg(long, default_value_t = 1024, env = "WEFT_MAX_QUEUE", help_heading = "HTTP")]
+    pub max_queue: usize,
+}
+
+impl ServeArgs {
+    /// Parses flags as `weft serve` would, without the program and command names.
+    ///
+    /// # Errors
+    /// clap's, with the text for the user.
+    pub fn parse_flags<I>(flags: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString> + Clone,
+    {
+        #[derive(Parser)]
+        #[command(name = "weft serve", no_binary_name = true)]
+        struct Flags {
+            #[command(flatten)]
+            serve: ServeArgs,
+        }
+        Flags::try_parse_from(flags).map(|flags| flags.serve)
+    }
+}
+
+/// Which adapters are served.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Adapters")]
+pub struct AdapterArgs {
+    /// An adapter, loaded at start; may be given several times.
+    #[arg(long = "adapter", value_name = "NAME=PATH")]
+    pub adapter: Vec<String>,
+    /// Every sub-directory is an adapter of that name, loaded when first asked for.
+    #[arg(long, env = "WEFT_ADAPTER_DIR", value_name = "DIR")]
+    pub adapter_dir: Option<PathBuf>,
+    /// Adapters of a larger rank are refused. Ranks are never padded, so a high limit costs nothing.
+    #[arg(long, default_value_t = 512, env = "WEFT_MAX_LORA_RANK", value_name = "N")]
+    pub max_lora_rank: usize,
+    /// vLLM's spelling of --adapter: NAME=PATH …, or JSON objects with name and path.
+    #[arg(long, num_args = 1.., value_name = "NAME=PATH|JSON")]
+    pub lora_modules: Vec<String>,
+    /// vLLM's switch; adapters are always on.
+    #[arg(long, hide = true)]
+    pub enable_lora: bool,
+    /// vLLM's limit of adapters in one batch; there is none here.
+    #[arg(long, hide = true, value_name = "N")]
+    pub max_loras: Option<usize>,
+    /// vLLM's limit of adapters in memory; there is none here.
+    #[arg(long, hide = true, value_name = "N")]
+    pub max_cpu_loras: Option<usize>,
+}
+
+/// Where the model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// The best device of this machine.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+/// What to do with the float weights of a Hugging Face checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum QuantizeChoice {
+    /// Keep them.
+    #[default]
+    None,
+    /// Eight bits.
+    Int8,
+    /// Four bits.
+    Int4,
+}
+
+/// The element type of the KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum KvCacheDtype {
+    /// f32 under a float32 model, else f16.
+    #[default]
+    Auto,
+    /// Single precision.
+    F32,
+    /// Half precision.
+    #[value(alias = "float16")]
+    F16,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+/// How the model runs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// Where the model runs.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_DEVICE")]
+    pub device: DeviceChoice,
+    /// Memory for the KV cache, such as 2GiB. Default: a quarter of the free memory, at most 4GiB.
+    #[arg(long, env = "WEFT_MEMORY", value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Longest prompt and output together, in tokens. Default: what the model was trained for, or
+    /// what the memory holds.
+    #[arg(long, env = "WEFT_MAX_MODEL_LEN", value_name = "N")]
+    pub max_model_len: Option<usize>,
+    /// Requests computed together.
+    #[arg(long, default_value_t = 64, env = "WEFT_MAX_NUM_SEQS", value_name = "N")]
+    pub max_num_seqs: usize,
+    /// Tokens computed together; long prompts are cut into chunks of this.
+    #[arg(long, default_value_t = 512, env = "WEFT_MAX_NUM_BATCHED_TOKENS", value_name = "N")]
+    pub max_num_batched_tokens: usize,
+    /// Shrink the float weights of a Hugging Face checkpoint while loading. GGUF files stay as
+    /// they are.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_QUANTIZE", alias = "quantization")]
+    pub quantize: QuantizeChoice,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_KV_CACHE_DTYPE")]
+    pub kv_cache_dtype: KvCacheDtype,
+    /// Threads that compute; 0 is one per core.
+    #[arg(long, default_value_t = 0, env = "WEFT_THREADS", value_name = "N")]
+    pub threads: usize,
+    /// Compute every prompt in full, even if its beginning was seen before.
+    #[arg(long, env = "WEFT_NO_PREFIX_CACHING", alias = "no-enable-prefix-caching")]
+    pub no_prefix_caching: bool,
+    /// vLLM's switch; prefix caching is on unless switched off.
+    #[arg(long, hide = true, conflicts_with = "no_prefix_caching")]
+    pub enable_prefix_caching: bool,
+}
