@@ -83,7 +83,7 @@ impl ApiError {
     }
 
     /// The same in vLLM's class for bodies of the adapter routes.
-    pub(crate) fn as_invalid_user_input(self) -> Self {
+    pub(crate) fn into_invalid_user_input(self) -> Self {
         Self { kind: "InvalidUserInput", ..self }
     }
 
@@ -247,9 +247,9 @@ impl ApiError {
             ))
             .param("lora_name")
             .code("adapter_already_loaded")
-            .as_invalid_user_input(),
+            .into_invalid_user_input(),
             AdapterError::NameIsBase { .. } | AdapterError::InvalidName { .. } => {
-                Self::invalid("lora_name", error.to_string()).as_invalid_user_input()
+                Self::invalid("lora_name", error.to_string()).into_invalid_user_input()
             }
             AdapterError::PathNotFound { .. } => Self::no_adapter_at(name, path),
             AdapterError::NotFound { .. } => {

@@ -93,5 +93,5 @@ fn require_allowed(state: &AppState) -> Result<(), ApiError> {
 
 /// vLLM has one class for what is missing, empty or of the wrong type here.
 fn required(fields: &mut Fields, key: &'static str) -> Result<String, ApiError> {
-    fields.required_string(key).map_err(ApiError::as_invalid_user_input)
+    fields.required_string(key).map_err(ApiError::into_invalid_user_input)
 }

@@ -160,7 +160,7 @@ impl ChunkWriter {
             TextEvent::Finished { finish, cached_tokens } => {
                 chunks.extend(self.start(index));
                 chunks.push(self.finish(index, finish));
-                if index % self.shape.num_choices == 0 {
+                if index.is_multiple_of(self.shape.num_choices) {
                     self.cached_tokens =
                         self.cached_tokens.zip(cached_tokens).map(|(all, new)| all + new);
                 }
