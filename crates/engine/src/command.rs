@@ -1,0 +1,39 @@
+//! What handles tell the loop.
+
+use crate::shared::LiveSlot;
+use tokio::sync::mpsc;
+use weft_adapters::AdapterLease;
+use weft_types::{GenerateRequest, SeqId, TokenEvent};
+
+/// A message to the loop. Cancelling needs none: a closed stream is seen by the loop itself.
+pub(crate) enum Command {
+    /// A request that was found acceptable.
+    Submit(Box<Submission>),
+    /// Nothing but a reason to look at [`crate::shared::Phase`].
+    Wake,
+}
+
+pub(crate) struct Submission {
+    pub(crate) id: SeqId,
+    pub(crate) request: GenerateRequest,
+    pub(crate) outlet: Outlet,
+}
+
+/// The loop's end of a stream, and what lives as long as it.
+pub(crate) struct Outlet {
+    /// Has room for every event that the request can cause.
+    pub(crate) events: mpsc::Sender<TokenEvent>,
+    pub(crate) lease: Option<AdapterLease>,
+    pub(crate) slot: LiveSlot,
+}
+
+impl Outlet {
+    /// Sends the last event, after all that the request held is given back: who has seen the end
+    /// finds the adapter unpinned and the request uncounted.
+    pub(crate) fn end(self, event: TokenEvent) {
+        drop(self.lease);
+        drop(self.slot);
+        // A client that went away misses nothing.
+        let _ = self.events.try_send(event);
+    }
+}

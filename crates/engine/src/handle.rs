@@ -1,0 +1,134 @@
+//! The engine as others see it: start it, send it requests, ask how it is, stop it.
+
+use crate::command::{Command, Outlet, Submission};
+use crate::shared::{AliveGuard, Phase, Shared};
+use crate::stats::EngineStats;
+use crate::step::Engine;
+use crate::stream::RequestStream;
+use crate::submit::{SubmitError, check_request, max_events};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::thread::{Builder, JoinHandle};
+use tokio::sync::mpsc;
+use weft_adapters::AdapterLease;
+use weft_types::{Executor, ExecutorLimits, GenerateRequest};
+
+/// How the engine treats requests. What it can hold is the executor's to say.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Requests that may be accepted and not run yet; more are refused at once. At least 1.
+    pub max_waiting: usize,
+    /// Whether KV blocks of earlier requests are reused for equal prefixes.
+    pub enable_prefix_caching: bool,
+}
+
+impl Default for EngineConfig {
+    /// 1024 waiting requests, with prefix caching.
+    fn default() -> Self {
+        Self { max_waiting: 1024, enable_prefix_caching: true }
+    }
+}
+
+/// Reaches the loop from any thread. Cheap to clone. When the last one is dropped, the loop
+/// completes what it has accepted, and ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    commands: SyncSender<Command>,
+    shared: Arc<Shared>,
+    vocab_size: usize,
+    max_waiting: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Starts the loop on a thread named `weft-engine`, which costs nothing while it has no requests.
+///
+/// # Panics
+/// If the operating system gives no thread, or if the executor can hold nothing.
+#[must_use]
+pub fn start(executor: Box<dyn Executor>, vocab_size: usize, config: EngineConfig) -> EngineHandle {
+    let max_waiting = config.max_waiting.max(1);
+    let shared = Arc::new(Shared::new(executor.limits()));
+    // At most `max_waiting` requests are accepted and unread; one more place is for `Wake`.
+    let (commands, inbox) = sync_channel(max_waiting + 1);
+    let engine = Engine::new(executor, config.enable_prefix_caching, inbox, Arc::clone(&shared));
+    let guard = AliveGuard(Arc::clone(&shared));
+    let run = move || {
+        let _guard = guard;
+        engine.run();
+    };
+    let thread = Builder::new().name("weft-engine".to_owned()).spawn(run);
+    let thread = thread.expect("the operating system gives a thread for the engine");
+    let thread = Mutex::new(Some(thread));
+    EngineHandle { inner: Arc::new(Inner { commands, shared, vocab_size, max_waiting, thread }) }
+}
+
+impl EngineHandle {
+    /// Queues a request. `adapter` stays pinned until its last event. Never blocks.
+    ///
+    /// # Errors
+    /// As the variants of [`SubmitError`] say.
+    pub fn submit(
+        &self,
+        request: GenerateRequest,
+        adapter: Option<AdapterLease>,
+    ) -> Result<RequestStream, SubmitError> {
+        let Inner { commands, shared, vocab_size, max_waiting, .. } = &*self.inner;
+        if shared.phase() != Phase::Open || !shared.is_alive() {
+            return Err(SubmitError::Stopped);
+        }
+        check_request(&request, &shared.limits, *vocab_size)?;
+        let queue_full = SubmitError::QueueFull { max: *max_waiting };
+        let Some(slot) = shared.take_slot(*max_waiting) else { return Err(queue_full) };
+        let id = shared.next_id();
+        let (sender, receiver) = mpsc::channel(max_events(&request, &shared.limits));
+        let outlet = Outlet { events: sender, lease: adapter, slot };
+        let submission = Box::new(Submission { id, request, outlet });
+        commands.try_send(Command::Submit(submission)).map_err(|error| match error {
+            TrySendError::Full(_) => queue_full,
+            TrySendError::Disconnected(_) => SubmitError::Stopped,
+        })?;
+        Ok(RequestStream::new(id, receiver))
+    }
+
+    /// What the executor can hold.
+    #[must_use]
+    pub fn limits(&self) -> &ExecutorLimits {
+        &self.inner.shared.limits
+    }
+
+    /// What the engine counts.
+    #[must_use]
+    pub fn stats(&self) -> &EngineStats {
+        &self.inner.shared.stats
+    }
+
+    /// Whether the loop thread is there. False after a shutdown, or after a bug ended it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.inner.shared.is_alive()
+    }
+
+    /// Accepts no more requests, and returns at once. With `drain` those accepted are completed,
+    /// without it they fail before the next step; then the loop ends.
+    pub fn begin_shutdown(&self, drain: bool) {
+        self.inner.shared.move_to(if drain { Phase::Draining } else { Phase::Stopping });
+        // If the channel is full, the loop has something to read and is awake anyway.
+        let _ = self.inner.commands.try_send(Command::Wake);
+    }
+
+    /// As [`Self::begin_shutdown`], and blocks until the loop has ended. May be called again, from
+    /// any thread: without `drain` it cuts short a draining that is under way.
+    pub fn shutdown(&self, drain: bool) {
+        self.begin_shutdown(drain);
+        // Whoever comes second waits for the lock, and so for the thread.
+        if let Some(thread) = self.inner.thread.lock().take() {
+            // A panic of the loop was reported when it happened.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Whether a request is acceptable, before it costs anything. In: a request and the limits. Out: a
+//! refusal that says what to change.
+
+use weft_scheduler::{AddError, check_fits};
+use weft_types::{ExecutorLimits, GenerateRequest, TokenId};
+
+/// Why a request was not accepted. None of its work was begun.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// Too many requests wait already. It may be sent again later.
+    #[error("{max} requests wait already: try again later")]
+    QueueFull {
+        /// How many may wait.
+        max: usize,
+    },
+    /// The prompt leaves no room in the context.
+    #[error("the prompt has {tokens} tokens, but at most {max} fit the context of this server")]
+    PromptTooLong {
+        /// Length of the prompt.
+        tokens: usize,
+        /// The longest that would be accepted.
+        max: usize,
+    },
+    /// There is nothing to compute.
+    #[error("the prompt is empty: send at least one token")]
+    EmptyPrompt,
+    /// The model has no such token.
+    #[error("token {token} is out of range: the vocabulary has {vocab_size} tokens")]
+    TokenOutOfRange {
+        /// The first one that is too large.
+        token: TokenId,
+        /// Tokens of the model.
+        vocab_size: usize,
+    },
+    /// Even alone, the request would outgrow the KV cache.
+    #[error(
+        "prompt and output need {needed} KV cache blocks, but this server has {max}: lower \
+         max_tokens, or give the server more memory"
+    )]
+    TooManyBlocks {
+        /// Blocks at the request's full length.
+        needed: usize,
+        /// Blocks in all.
+        max: usize,
+    },
+    /// The engine is shutting down, or has ended.
+    #[error("the server is shutting down")]
+    Stopped,
+}
+
+impl From<AddError> for SubmitError {
+    fn from(error: AddError) -> Self {
+        match error {
+            AddError::EmptyPrompt => Self::EmptyPrompt,
+            AddError::PromptTooLong { tokens, max } => Self::PromptTooLong { tokens, max },
+            AddError::TooManyBlocks { needed, max } => Self::TooManyBlocks { needed, max },
+        }
+    }
+}
+
+pub(crate) fn check_request(
+    request: &GenerateRequest,
+    limits: &ExecutorLimits,
+    vocab_size: usize,
+) -> Result<(), SubmitError> {
+    check_fits(limits, request.prompt.len(), &request.stop)?;
+    let too_large = |token: &&TokenId| **token as usize >= vocab_size;
+    match request.prompt.iter().find(too_large) {
+        Some(&token) => Err(SubmitError::TokenOutOfRange { token, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// The most events that a request can cause: a chunk of prompt log probabilities has at least one
+/// entry, and one event ends it.
+pub(crate) fn max_events(request: &GenerateRequest, limits: &ExecutorLimits) -> usize {
+    let num_prompt_tokens = request.prompt.len();
+    let room = limits.max_model_len.saturating_sub(num_prompt_tokens);
+    let prompt_events = request.sampling.prompt_logprobs.map_or(0, |_| num_prompt_tokens);
+    prompt_events + room.min(request.stop.max_tokens as usize) + 2
+}
