@@ -126,6 +126,7 @@ impl KvCache {
     }
 
     /// Keys `[head_dim, 16]` and values `[16, head_dim]` of a block, in single precision.
+    #[inline(always)] // so that it is compiled for the caller's instruction set
     pub(crate) fn read_page_into(
         &self,
         block: BlockId,
