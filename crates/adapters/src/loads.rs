@@ -184,3 +184,48 @@ impl State {
         (generation, replaced)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_testkit::peft::RandomAdapter;
+    use weft_testkit::tiny_llama_spec;
+
+    fn shared() -> Arc<Shared> {
+        let config =
+            RegistryConfig { max_concurrent_loads: 1, ..RegistryConfig::new(tiny_llama_spec()) };
+        Arc::new(Shared::new(config, None))
+    }
+
+    fn adapter() -> (tempfile::TempDir, Source) {
+        let dir = tempfile::tempdir().unwrap();
+        RandomAdapter::default().write(&tiny_llama_spec(), dir.path()).unwrap();
+        let source = Source::Path(dir.path().to_owned());
+        (dir, source)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_unloaded_while_it_loads_stays_unloaded() {
+        let (shared, (_dir, source)) = (shared(), adapter());
+        let busy = shared.running.acquire().await.unwrap();
+        let loading = shared.start_load(&mut shared.state.lock(), "a", source);
+        shared.state.lock().loading.remove("a");
+        drop(busy);
+        let outcome = shared.wait("a", loading).await;
+        assert_eq!(outcome.unwrap_err(), AdapterError::NotFound { name: "a".into() });
+        assert!(shared.state.lock().loaded.is_empty());
+    }
+
+    #[test]
+    fn a_load_whose_runtime_ended_is_told_and_makes_room_for_another() {
+        let (shared, (_dir, source)) = (shared(), adapter());
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let first = runtime();
+        let loading =
+            first.block_on(async { shared.start_load(&mut shared.state.lock(), "a", source) });
+        drop(first);
+        let outcome = runtime().block_on(shared.wait("a", loading));
+        assert_eq!(outcome.unwrap_err(), AdapterError::Interrupted { name: "a".into() });
+        assert!(shared.state.lock().loading.is_empty());
+    }
+}

@@ -202,9 +202,12 @@ fn check_shape(
     if tensor.shape == expected {
         return Ok(());
     }
-    let found = if tensor.shape.len() > 4 { &tensor.shape[..4] } else { &tensor.shape };
+    let found = match tensor.shape.get(..5) {
+        Some(first) => format!("{first:?} and more"),
+        None => format!("{:?}", tensor.shape),
+    };
     Err(Refusal::new(format!(
-        "holds tensor {} of shape {found:?}, but {why} {expected:?}",
+        "holds tensor {} of shape {found}, but {why} {expected:?}",
         Quoted(name)
     )))
 }

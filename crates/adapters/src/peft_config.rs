@@ -149,7 +149,13 @@ impl PeftConfig {
             alpha_pattern: pattern(&object, "alpha_pattern", alpha_of)?,
             target_modules: match names(&object, "target_modules")? {
                 Some(names) => names,
-                None => return refuse("names no target_modules in adapter_config.json".to_owned()),
+                None => {
+                    return refuse(
+                        "names no target_modules in adapter_config.json; they must be a list of \
+                         modules, a pattern or \"all-linear\""
+                            .to_owned(),
+                    );
+                }
             },
             exclude_modules: names(&object, "exclude_modules")?,
             layers_to_transform: layers(&object)?,
