@@ -1,0 +1,170 @@
+//! One rule a test.
+
+use super::world::{Client, Outcome, World, plain};
+use crate::{AddError, NewSequence, Scheduler, SchedulerConfig};
+use std::sync::Arc;
+use weft_types::{ContentHash, ExecutorLimits, FinishReason, StopConditions, TokenEvent, TokenId};
+
+const LIMITS: ExecutorLimits = ExecutorLimits {
+    block_size: 4,
+    num_blocks: 16,
+    max_model_len: 48,
+    max_num_seqs: 4,
+    max_num_batched_tokens: 8,
+};
+
+fn prompt(len: usize) -> Vec<TokenId> {
+    (0..len as u32).map(|index| index % 3).collect()
+}
+
+fn cached_tokens(client: &Client) -> usize {
+    let Some(TokenEvent::Finished { usage, .. }) = &client.end else {
+        panic!("it ended with {:?}", client.end)
+    };
+    usage.cached_tokens
+}
+
+/// Runs `first` and then `second` to their ends; how much of `second` came from the cache.
+fn cached_of_second(first: NewSequence, second: NewSequence) -> usize {
+    let mut world = World::new(LIMITS, true);
+    world.add(first).unwrap();
+    world.run_to_the_end();
+    let id = world.add(second).unwrap();
+    world.run_to_the_end();
+    cached_tokens(&world.ended[&id])
+}
+
+#[test]
+fn an_equal_prompt_is_cached_up_to_the_block_before_its_last_token() {
+    assert_eq!(cached_of_second(plain(&prompt(11), 2), plain(&prompt(11), 2)), 8);
+    assert_eq!(cached_of_second(plain(&prompt(12), 2), plain(&prompt(12), 2)), 8);
+    assert_eq!(cached_of_second(plain(&prompt(13), 2), plain(&prompt(13), 2)), 12);
+    assert_eq!(cached_of_second(plain(&prompt(4), 2), plain(&prompt(4), 2)), 0);
+}
+
+#[test]
+fn drawn_tokens_are_found_by_the_next_turn_of_a_conversation() {
+    let mut world = World::new(LIMITS, true);
+    let id = world.add(plain(&prompt(6), 7)).unwrap();
+    world.run_to_the_end();
+    let mut next_turn = world.ended[&id].tokens.clone();
+    next_turn.extend([1, 2]);
+    let id = world.add(plain(&next_turn, 1)).unwrap();
+    world.run_to_the_end();
+    assert_eq!(cached_tokens(&world.ended[&id]), 12);
+}
+
+#[test]
+fn prefixes_are_not_shared_between_adapters_or_salts() {
+    let base = plain(&prompt(12), 1);
+    let adapter = |byte| NewSequence { adapter: Some(ContentHash([byte; 32])), ..base.clone() };
+    let salted = |salt| NewSequence { cache_salt: Some(Arc::from(salt)), ..base.clone() };
+    assert_eq!(cached_of_second(base.clone(), adapter(1)), 0);
+    assert_eq!(cached_of_second(adapter(1), adapter(2)), 0);
+    assert_eq!(cached_of_second(adapter(1), adapter(1)), 8);
+    assert_eq!(cached_of_second(base.clone(), salted("a")), 0);
+    assert_eq!(cached_of_second(salted("a"), salted("b")), 0);
+    assert_eq!(cached_of_second(salted("a"), salted("a")), 8);
+}
+
+#[test]
+fn a_prompt_whose_log_probabilities_are_asked_for_is_computed_whole() {
+    let base = plain(&prompt(12), 1);
+    let with_logprobs = NewSequence { uses_cache: false, ..base.clone() };
+    assert_eq!(cached_of_second(base.clone(), with_logprobs.clone()), 0);
+    assert_eq!(cached_of_second(with_logprobs, base), 8);
+}
+
+#[test]
+fn nothing_is_cached_when_caching_is_off() {
+    let mut world = World::new(LIMITS, false);
+    for _ in 0..2 {
+        let id = world.add(plain(&prompt(12), 2)).unwrap();
+        world.run_to_the_end();
+        assert_eq!(cached_tokens(&world.ended[&id]), 0);
+    }
+    assert_eq!(world.scheduler.counters().prefix_query_tokens, 0);
+}
+
+#[test]
+fn zero_max_tokens_computes_the_prompt_and_draws_nothing() {
+    let mut world = World::new(LIMITS, true);
+    let id = world.add(plain(&prompt(10), 0)).unwrap();
+    world.step(Outcome::Computed);
+    world.step(Outcome::Computed);
+    let client = &world.ended[&id];
+    assert_eq!(client.num_drawn(), 0);
+    let reason = FinishReason::Length;
+    assert!(matches!(client.end, Some(TokenEvent::Finished { reason: r, .. }) if r == reason));
+    assert_eq!(world.scheduler.counters().generation_tokens, 0);
+}
+
+#[test]
+fn a_stop_token_ends_the_sequence_once_min_tokens_are_drawn() {
+    let stop = |min_tokens| StopConditions {
+        max_tokens: 20,
+        min_tokens,
+        stop_token_ids: vec![0, 1, 2, 3],
+    };
+    for min_tokens in [0, 1, 5] {
+        let mut world = World::new(LIMITS, true);
+        let id = world.add(NewSequence { stop: stop(min_tokens), ..plain(&[1, 2], 0) }).unwrap();
+        world.run_to_the_end();
+        assert_eq!(world.ended[&id].num_drawn(), min_tokens as usize + 1);
+    }
+}
+
+#[test]
+fn a_sequence_ends_at_the_length_of_the_context() {
+    let mut world = World::new(LIMITS, true);
+    let id = world.add(plain(&prompt(40), 100)).unwrap();
+    world.run_to_the_end();
+    assert_eq!(world.ended[&id].tokens.len(), LIMITS.max_model_len);
+}
+
+#[test]
+fn preempted_sequences_keep_their_tokens_and_return_in_order() {
+    // 7 blocks; three sequences that need up to 4 each.
+    let mut world = World::new(ExecutorLimits { num_blocks: 7, ..LIMITS }, true);
+    let ids: Vec<_> = (0..3).map(|id| world.add(plain(&[id, 1, 2, 3], 10)).unwrap()).collect();
+    let mut ended = Vec::new();
+    while !world.live.is_empty() {
+        world.step(Outcome::Computed);
+        ended.extend(ids.iter().filter(|&id| world.ended.contains_key(id)));
+        ended.dedup();
+    }
+    assert!(world.scheduler.counters().num_preemptions > 0, "the cache was meant to be too small");
+    assert!(ended.starts_with(&ids[..1]), "the oldest ends first: {ended:?}");
+    assert!(world.ended.values().all(|client| client.num_drawn() == 10));
+}
+
+#[test]
+fn aborted_request_returns_its_blocks() {
+    let mut world = World::new(LIMITS, false);
+    world.add(plain(&prompt(20), 10)).unwrap();
+    world.step(Outcome::Computed);
+    assert_eq!(world.scheduler.num_used_blocks(), 2);
+    world.abort(0);
+    assert_eq!(world.scheduler.num_used_blocks(), 0);
+    assert!(world.scheduler.is_empty());
+}
+
+#[test]
+fn a_failed_step_ends_its_sequences_and_no_others() {
+    let mut world = World::new(ExecutorLimits { max_num_seqs: 1, ..LIMITS }, true);
+    let first = world.add(plain(&prompt(4), 3)).unwrap();
+    let second = world.add(plain(&prompt(5), 3)).unwrap();
+    world.step(Outcome::Failed);
+    assert!(matches!(world.ended[&first].end, Some(TokenEvent::Failed(_))));
+    world.run_to_the_end();
+    assert!(matches!(world.ended[&second].end, Some(TokenEvent::Finished { .. })));
+}
+
+#[test]
+fn what_could_never_fit_is_refused_when_it_is_added() {
+    let limits = ExecutorLimits { num_blocks: 5, ..LIMITS };
+    let mut scheduler = Scheduler::new(SchedulerConfig { limits, enable_prefix_caching: true });
+    let refused = scheduler.add(plain(&prompt(12), 30));
+    assert_eq!(refused, Err(AddError::TooManyBlocks { needed: 11, max: 5 }));
+    assert!(scheduler.is_empty());
+}

@@ -1,0 +1,295 @@
+//! A world for the scheduler to act in: a KV cache that knows exactly what was computed in each
+//! slot, a deterministic model, and clients that notice every event.
+
+use crate::{NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use weft_types::{
+    ContentHash, ExecuteError, ExecutorLimits, FinishReason, PlannedSequence, SeqId,
+    SequenceOutput, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId, TokenLogprob,
+    TokenLogprobs,
+};
+
+/// Tokens of the model's vocabulary.
+pub(super) const VOCAB_SIZE: u32 = 4;
+
+/// How a step goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Computed,
+    /// All of it fails.
+    Failed,
+    /// Only the planned sequence with this index (modulo their number) fails.
+    OneFailed(usize),
+    /// The live sequence with this index (modulo their number) is aborted before the commit.
+    AbortedMeanwhile(usize),
+}
+
+pub(super) struct World {
+    pub(super) scheduler: Scheduler,
+    pub(super) plan: StepPlan,
+    limits: ExecutorLimits,
+    /// Every prefix that was ever computed, exactly: (prefix before, token).
+    prefixes: HashMap<(usize, TokenId), usize>,
+    roots: Vec<Option<ContentHash>>,
+    /// Which prefix was computed in each slot of each block.
+    slots: Vec<Option<usize>>,
+    pub(super) live: BTreeMap<SeqId, Client>,
+    pub(super) ended: BTreeMap<SeqId, Client>,
+    num_added: u64,
+}
+
+/// What the client of one sequence knows.
+pub(super) struct Client {
+    pub(super) new: NewSequence,
+    pub(super) tokens: Vec<TokenId>,
+    prompt_logprobs: Vec<TokenId>,
+    pub(super) end: Option<TokenEvent>,
+}
+
+impl World {
+    pub(super) fn new(limits: ExecutorLimits, enable_prefix_caching: bool) -> Self {
+        Self {
+            scheduler: Scheduler::new(SchedulerConfig {
+                limits: limits.clone(),
+                enable_prefix_caching,
+            }),
+            plan: StepPlan::default(),
+            prefixes: HashMap::new(),
+            roots: Vec::new(),
+            slots: vec![None; limits.num_blocks * limits.block_size],
+            live: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            num_added: 0,
+            limits,
+        }
+    }
+
+    /// Adds a sequence under the next id; `None` if it is refused.
+    pub(super) fn add(&mut self, mut new: NewSequence) -> Option<SeqId> {
+        new.id = SeqId(self.num_added);
+        self.num_added += 1;
+        self.scheduler.add(new.clone()).ok()?;
+        let id = new.id;
+        let tokens = new.prompt.to_vec();
+        self.live.insert(id, Client { new, tokens, prompt_logprobs: Vec::new(), end: None });
+        self.check();
+        Some(id)
+    }
+
+    /// Aborts the live sequence with this index, modulo their number.
+    pub(super) fn abort(&mut self, index: usize) {
+        let Some(&id) = self.live.keys().nth(index % self.live.len().max(1)) else { return };
+        assert!(self.scheduler.abort(id));
+        assert!(!self.scheduler.abort(id), "a sequence ends once");
+        self.live.remove(&id);
+        self.check();
+    }
+
+    pub(super) fn step(&mut self, outcome: Outcome) {
+        let mut plan = std::mem::take(&mut self.plan);
+        self.scheduler.plan(&mut plan);
+        assert_eq!(plan.is_empty(), self.live.is_empty(), "no step without work, nor the reverse");
+        self.check_plan(&plan);
+        let mut output = self.compute(&plan);
+        let mut events = Vec::new();
+        let error = ExecuteError { message: "broken".to_owned() };
+        match outcome {
+            Outcome::Computed => {}
+            Outcome::Failed => self.scheduler.fail(&plan, &error, &mut events),
+            Outcome::OneFailed(index) => {
+                let index = index % plan.sequences.len().max(1);
+                if let Some(output) = output.sequences.get_mut(index) {
+                    output.failed = Some(error);
+                    self.overwrite_with_garbage(&plan, &plan.sequences[index]);
+                }
+            }
+            Outcome::AbortedMeanwhile(index) => self.abort(index),
+        }
+        if outcome == Outcome::Failed {
+            plan.sequences.iter().for_each(|chunk| self.overwrite_with_garbage(&plan, chunk));
+        } else {
+            self.scheduler.commit(&plan, &mut output, &mut events);
+        }
+        events.into_iter().for_each(|event| self.receive(event));
+        self.check();
+        self.plan = plan;
+    }
+
+    /// Steps until nothing is left. The oldest sequence gains a token with each step, so the sum
+    /// of all lengths is enough.
+    pub(super) fn run_to_the_end(&mut self) {
+        let longest =
+            |client: &Client| client.new.prompt.len() + client.new.stop.max_tokens as usize;
+        let bound: usize = self.live.values().map(longest).sum();
+        for _ in 0..bound {
+            if !self.live.is_empty() {
+                self.step(Outcome::Computed);
+            }
+        }
+        assert_eq!(self.live.len(), 0, "after {bound} steps some sequence has not finished");
+        assert!(self.scheduler.is_empty());
+        assert_eq!(self.scheduler.num_used_blocks(), 0, "all blocks return");
+    }
+
+    fn check(&self) {
+        self.scheduler.check_integrity().unwrap();
+        assert_eq!(self.scheduler.num_running() + self.scheduler.num_waiting(), self.live.len());
+    }
+
+    fn check_plan(&self, plan: &StepPlan) {
+        assert!(plan.tokens.len() <= self.limits.max_num_batched_tokens);
+        assert!(plan.sequences.len() <= self.limits.max_num_seqs);
+        assert!(plan.sequences.is_sorted_by(|a, b| a.seq < b.seq), "by arrival, each at most once");
+        let planned: Vec<SeqId> = plan.sequences.iter().map(|chunk| chunk.seq).collect();
+        let running: Vec<SeqId> = self.scheduler.running().collect();
+        assert!(running.starts_with(&planned), "only the latest of the running may be left out");
+        let (mut num_tokens, mut num_blocks) = (0, 0);
+        for chunk in &plan.sequences {
+            let client = &self.live[&chunk.seq];
+            let end = chunk.start + chunk.tokens.len();
+            assert!(!chunk.tokens.is_empty() && end <= client.tokens.len());
+            assert_eq!((chunk.tokens.start, chunk.blocks.start), (num_tokens, num_blocks));
+            (num_tokens, num_blocks) = (chunk.tokens.end, chunk.blocks.end);
+            assert_eq!(chunk.blocks.len(), end.div_ceil(self.limits.block_size));
+            assert_eq!(plan.tokens[chunk.tokens.clone()], client.tokens[chunk.start..end]);
+            let draws = end == client.tokens.len() && client.new.stop.max_tokens > 0;
+            assert_eq!(chunk.sample, draws);
+        }
+        assert_eq!((num_tokens, num_blocks), (plan.tokens.len(), plan.block_tables.len()));
+    }
+
+    /// Stores what the step computes, then checks that each sequence finds all of its own prefix.
+    fn compute(&mut self, plan: &StepPlan) -> StepOutput {
+        for chunk in &plan.sequences {
+            for position in chunk.start..chunk.start + chunk.tokens.len() {
+                let prefix = self.prefix(chunk.seq, position);
+                let slot = self.slot(plan, chunk, position);
+                self.slots[slot] = Some(prefix);
+            }
+        }
+        let sequences = plan.sequences.iter().map(|chunk| self.compute_chunk(plan, chunk));
+        StepOutput { sequences: sequences.collect() }
+    }
+
+    fn compute_chunk(&mut self, plan: &StepPlan, chunk: &PlannedSequence) -> SequenceOutput {
+        let end = chunk.start + chunk.tokens.len();
+        for position in 0..end {
+            let slot = self.slot(plan, chunk, position);
+            let wanted = self.prefix(chunk.seq, position);
+            assert_eq!(self.slots[slot], Some(wanted), "{:?} at {position}", chunk.seq);
+        }
+        let client = &self.live[&chunk.seq];
+        let token = chunk.sample.then(|| next_token(client));
+        let of_prompt = |position: usize| {
+            let chosen = TokenLogprob { token: client.new.prompt[position], logprob: 0.0 };
+            TokenLogprobs { chosen, top: Vec::new() }
+        };
+        let prompt_logprobs = match client.new.uses_cache {
+            true => Vec::new(),
+            false => {
+                (chunk.start + 1..=end.min(client.new.prompt.len() - 1)).map(of_prompt).collect()
+            }
+        };
+        SequenceOutput { token, prompt_logprobs, ..SequenceOutput::default() }
+    }
+
+    /// A failed step may have written anything where it was to write.
+    fn overwrite_with_garbage(&mut self, plan: &StepPlan, chunk: &PlannedSequence) {
+        for position in chunk.start..chunk.start + chunk.tokens.len() {
+            let slot = self.slot(plan, chunk, position);
+            self.slots[slot] = None;
+        }
+    }
+
+    fn receive(&mut self, SequenceEvent { seq, event }: SequenceEvent) {
+        let client = self.live.get_mut(&seq).expect("no event comes after the last one");
+        match event {
+            TokenEvent::PromptLogprobs(logprobs) => {
+                assert!(!logprobs.is_empty());
+                assert_eq!(client.tokens.len(), client.new.prompt.len(), "before the first token");
+                client.prompt_logprobs.extend(logprobs.iter().map(|one| one.chosen.token));
+            }
+            TokenEvent::Token { token, .. } => client.tokens.push(token),
+            TokenEvent::Finished { .. } | TokenEvent::Failed(_) => {
+                let mut client = self.live.remove(&seq).unwrap();
+                if let TokenEvent::Finished { reason, usage } = event {
+                    assert_eq!(usage.prompt_tokens, client.new.prompt.len());
+                    assert_eq!(usage.completion_tokens, client.num_drawn());
+                    assert!(usage.cached_tokens < usage.prompt_tokens);
+                    client.check_finished(reason, &self.limits);
+                }
+                client.end = Some(event);
+                self.ended.insert(seq, client);
+            }
+        }
+    }
+
+    /// The exact name of tokens `..= position` of `seq`, its adapter and nothing else.
+    fn prefix(&mut self, seq: SeqId, position: usize) -> usize {
+        let client = &self.live[&seq];
+        let adapter = client.new.adapter;
+        let root = self.roots.iter().position(|root| *root == adapter).unwrap_or_else(|| {
+            self.roots.push(adapter);
+            self.roots.len() - 1
+        });
+        // Roots and prefixes share one space of names: roots take the last ones.
+        client.tokens[..=position].iter().fold(usize::MAX - root, |parent, &token| {
+            let next = self.prefixes.len();
+            *self.prefixes.entry((parent, token)).or_insert(next)
+        })
+    }
+
+    fn slot(&self, plan: &StepPlan, chunk: &PlannedSequence, position: usize) -> usize {
+        let table = &plan.block_tables[chunk.blocks.clone()];
+        let block = table[position / self.limits.block_size];
+        block.0 as usize * self.limits.block_size + position % self.limits.block_size
+    }
+}
+
+impl Client {
+    pub(super) fn num_drawn(&self) -> usize {
+        self.tokens.len() - self.new.prompt.len()
+    }
+
+    /// It ended where it had to, not earlier and not later, and missed nothing.
+    fn check_finished(&self, reason: FinishReason, limits: &ExecutorLimits) {
+        let StopConditions { max_tokens, min_tokens, stop_token_ids } = &self.new.stop;
+        let drawn = &self.tokens[self.new.prompt.len()..];
+        let may_stop = drawn.iter().skip(*min_tokens as usize);
+        let num_stops = may_stop.filter(|token| stop_token_ids.contains(token)).count();
+        match reason {
+            FinishReason::Stop(token) => {
+                assert_eq!((num_stops, drawn.last()), (1, Some(&token)));
+            }
+            FinishReason::Length => {
+                assert_eq!(num_stops, 0);
+                let room = limits.max_model_len - self.new.prompt.len();
+                assert_eq!(drawn.len(), room.min(*max_tokens as usize));
+            }
+        }
+        if !self.new.uses_cache {
+            assert_eq!(self.prompt_logprobs, self.new.prompt[1..]);
+        }
+    }
+}
+
+/// A function of the adapter and of all tokens, as a model is.
+fn next_token(client: &Client) -> TokenId {
+    let seed = client.new.adapter.map_or(99, |adapter| u32::from(adapter.0[0]));
+    let fold =
+        |hash: u32, &token: &TokenId| (hash ^ token).wrapping_mul(0x0100_0193).rotate_left(9);
+    (client.tokens.iter().fold(seed, fold) >> 8) % VOCAB_SIZE
+}
+
+/// A sequence of the bare base that stops at nothing. `World::add` gives it its id.
+pub(super) fn plain(prompt: &[TokenId], max_tokens: u32) -> NewSequence {
+    NewSequence {
+        id: SeqId(0),
+        prompt: Arc::from(prompt),
+        stop: StopConditions { max_tokens, ..StopConditions::default() },
+        adapter: None,
+        cache_salt: None,
+        uses_cache: true,
+    }
+}
