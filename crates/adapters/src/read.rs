@@ -79,7 +79,7 @@ pub(crate) fn read_files(
         return Err(AdapterError::PathNotFound { name: name.to_owned(), path: path.to_owned() });
     }
     for (file, why) in UNREAD_FILES {
-        if path.join(file).try_exists().unwrap_or(true) {
+        if path.join(file).exists() {
             return Err(Refusal::new(format!("carries {file}, but {why}")).of(name));
         }
     }
@@ -113,9 +113,10 @@ fn max_tensors_bytes(base: &BaseModelSpec, limits: &LoadLimits) -> u64 {
         .map(|&module| base.linear(module))
         .map(|shape| shape.num_inputs as u64 + shape.num_outputs as u64)
         .sum();
-    let ends = 2 * (rank.saturating_mul(hidden + vocab)).saturating_add(2 * hidden * vocab);
+    let end = rank.saturating_mul(hidden + vocab).saturating_add(hidden * vocab);
     let elements = rank.saturating_mul(layer).saturating_mul(base.num_layers as u64);
-    elements.saturating_add(ends).saturating_mul(4).saturating_add(16 << 20)
+    let elements = elements.saturating_add(end.saturating_mul(2));
+    elements.saturating_mul(4).saturating_add(16 << 20)
 }
 
 /// The whole file, `None` if there is none. Checks the length before it allocates, and again while
@@ -148,7 +149,7 @@ fn read_capped(name: &str, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>
     }
     let file = File::open(path).map_err(io_error)?;
     let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    file.take(max_bytes + 1).read_to_end(&mut bytes).map_err(io_error)?;
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error)?;
     if bytes.len() as u64 > max_bytes {
         return Err(too_large());
     }

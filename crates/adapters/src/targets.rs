@@ -102,7 +102,8 @@ fn is_tail(key: &str, name: &str) -> bool {
     key.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
-/// Drops what lies outside `layers_to_transform`: other layers, and modules that are in no layer.
+/// Drops what lies outside `layers_to_transform`: other layers, and modules that are in no layer. As in
+/// PEFT, a module that is listed under its full name stays: `lm_head` is such a name.
 fn keep_layers(
     config: &PeftConfig,
     modules: &[BaseModule],
@@ -121,8 +122,13 @@ fn keep_layers(
         )));
     }
     check_layers_pattern(config, modules)?;
+    let named: &[String] = match &config.target_modules {
+        ModuleNames::List(names) => names,
+        ModuleNames::Pattern(_) => &[],
+    };
     for (module, targeted) in modules.iter().zip(targeted) {
-        *targeted &= layer_of(module).is_some_and(|layer| layers.contains(&layer));
+        let in_layers = layer_of(module).is_some_and(|layer| layers.contains(&layer));
+        *targeted &= in_layers || named.contains(&module.key);
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ pub struct RandomAdapter {
     pub use_rslora: bool,
     /// `target_modules`, as far as they are linears of layers.
     pub modules: Vec<Module>,
-    /// `layers_to_transform`; `None` is all.
+    /// `layers_to_transform`; `None` is all. Leaves out the embedding, as in PEFT.
     pub layers: Option<Vec<usize>>,
     /// Also target `embed_tokens`, with the copy of the base's weight that PEFT saves beside it.
     pub embedding: bool,
@@ -144,10 +144,10 @@ impl RandomAdapter {
                 tensors.push(self.tensor(&mut rng, &format!("{module}.lora_B.weight"), &b));
             }
         }
-        // As in PEFT, layers_to_transform leaves out what lies in no layer.
-        let ends = self.layers.is_none();
         let (vocab, hidden) = (base.vocab_size, base.hidden_size);
-        if self.embedding && ends {
+        // PEFT's layers_to_transform leaves out what lies in no layer, but not what is listed under its
+        // full name, and `lm_head` is one.
+        if self.embedding && self.layers.is_none() {
             let module = "model.embed_tokens";
             let rank = self.rank_at(module);
             let (a, b) = ([rank, vocab], [hidden, rank]);
@@ -156,7 +156,7 @@ impl RandomAdapter {
             let copy = format!("{module}.base_layer.weight");
             tensors.push(self.tensor(&mut rng, &copy, &[vocab, hidden]));
         }
-        if self.lm_head && ends {
+        if self.lm_head {
             let rank = self.rank_at("lm_head");
             let (a, b) = ([rank, hidden], [vocab, rank]);
             tensors.push(self.tensor(&mut rng, "lm_head.lora_A.weight", &a));

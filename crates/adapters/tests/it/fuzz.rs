@@ -226,7 +226,7 @@ proptest! {
         embedding in any::<bool>(),
         lm_head in any::<bool>(),
     ) {
-        let layers = if embedding || lm_head { None } else { layers };
+        let layers = if embedding { None } else { layers };
         let adapter = RandomAdapter {
             rank, alpha, use_rslora, modules, layers, embedding, lm_head, seed,
             ..RandomAdapter::default()

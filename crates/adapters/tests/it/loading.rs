@@ -88,6 +88,7 @@ fn ranks_scales_and_weights_are_those_of_the_files() {
         RandomAdapter { modules: qv.clone(), dtype: Dtype::F16, ..RandomAdapter::of_rank(3, 2) },
         RandomAdapter { use_rslora: true, dtype: Dtype::Bf16, ..RandomAdapter::of_rank(7, 3) },
         RandomAdapter { layers: Some(vec![1]), ..RandomAdapter::of_rank(64, 4) },
+        RandomAdapter { layers: Some(vec![0]), lm_head: true, ..RandomAdapter::of_rank(2, 4) },
         RandomAdapter::of_rank(256, 5),
         RandomAdapter { alpha: 0.5, modules: vec![Module::Down], ..RandomAdapter::of_rank(9, 6) },
         RandomAdapter {
@@ -204,6 +205,7 @@ fn a_rank_at_the_limit_loads_and_one_above_names_the_flag() {
     let dir = tempfile::tempdir().unwrap();
     RandomAdapter::of_rank(16, 1).write(&base, dir.path()).unwrap();
     assert!(load_peft_dir(dir.path(), &base, &LoadLimits { max_lora_rank: 16 }).is_ok());
+    assert!(load_peft_dir(dir.path(), &base, &LoadLimits { max_lora_rank: usize::MAX }).is_ok());
     let sql = dir.path().join("sql");
     RandomAdapter::of_rank(16, 1).write(&base, &sql).unwrap();
     let error = load_peft_dir(&sql, &base, &LoadLimits { max_lora_rank: 15 }).unwrap_err();
