@@ -30,6 +30,16 @@ pub struct LoadLimits {
     pub max_lora_rank: usize,
 }
 
+/// What a server accepts that was not told otherwise.
+pub(crate) const DEFAULT_MAX_LORA_RANK: usize = 512;
+
+impl Default for LoadLimits {
+    /// Ranks up to 512.
+    fn default() -> Self {
+        Self { max_lora_rank: DEFAULT_MAX_LORA_RANK }
+    }
+}
+
 /// Both files of an adapter as they were at one moment.
 pub(crate) struct AdapterFiles {
     pub(crate) config: Vec<u8>,

@@ -7,6 +7,7 @@ use crate::error::AdapterError;
 use crate::lease::{AdapterLease, Generation};
 use crate::loads::{Shared, Source};
 use crate::names::check_adapter_name;
+use crate::read::DEFAULT_MAX_LORA_RANK;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weft_types::{BaseModelSpec, ContentHash};
@@ -33,7 +34,7 @@ impl RegistryConfig {
         Self {
             base,
             base_names: Vec::new(),
-            max_lora_rank: 512,
+            max_lora_rank: DEFAULT_MAX_LORA_RANK,
             adapter_dir: None,
             max_concurrent_loads: 2,
         }
