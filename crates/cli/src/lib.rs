@@ -1,11 +1,29 @@
 //! The `weft` command. In: argv, the environment. Out: a running server, a report, an exit status.
 //!
 //! The only crate that sees both the server and the model; it joins them through `dyn Executor`
-//! ([`device`]). Each command is one module; [`args`] is their flags.
+//! ([`device`]). Each command is one module ([`mod@serve`], [`pull`], [`check`], [`inspect`],
+//! [`bench`]); [`args`] is their flags and [`mod@run`] chooses between them.
 
+pub mod adapter_flags;
+pub mod announcement;
 pub mod args;
+pub mod bench;
 pub mod cache;
+pub mod check;
+pub mod demo;
+pub mod device;
+pub mod engine_target;
+pub mod findings;
+pub mod inspect;
 pub mod known_models;
+pub mod machine;
+pub mod model_source;
+pub mod next_steps;
 pub mod pip;
+pub mod progress;
 pub mod pull;
+pub mod run;
+pub mod serve;
+pub mod signals;
 pub mod size;
+pub mod text_side;

@@ -1,0 +1,162 @@
+//! Which adapters the flags name. In: `--adapter`, `--lora-modules`. Out: names and paths, checked
+//! for form and for doubles; not for what lies at the paths.
+
+use crate::args::AdapterArgs;
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// An adapter to load at start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedAdapter {
+    /// What requests call it.
+    pub name: String,
+    /// A PEFT directory.
+    pub path: PathBuf,
+}
+
+/// What is wrong with a flag.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdapterFlagError {
+    /// Neither `NAME=PATH` nor JSON.
+    #[error("{flag} `{given}`: write it as name=path, for example sql=./adapters/sql")]
+    Form {
+        /// Which flag.
+        flag: &'static str,
+        /// What was typed.
+        given: String,
+    },
+    /// JSON without the keys.
+    #[error(
+        "--lora-modules `{given}`: {reason}; write {{\"name\": \"sql\", \"path\": \"./adapters/sql\"}}"
+    )]
+    Json {
+        /// What was typed.
+        given: String,
+        /// What the parser said.
+        reason: String,
+    },
+    /// One name twice.
+    #[error("the adapter name `{0}` is given twice")]
+    Twice(String),
+}
+
+/// vLLM's JSON form. Its `base_model_name` is for the model card, which we fill ourselves.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoraModule {
+    name: String,
+    path: PathBuf,
+    #[serde(default, rename = "base_model_name")]
+    _base_model_name: Option<String>,
+}
+
+/// All adapters that the flags name, in their order.
+///
+/// # Errors
+/// See [`AdapterFlagError`].
+pub fn named_adapters(args: &AdapterArgs) -> Result<Vec<NamedAdapter>, AdapterFlagError> {
+    let mut named = Vec::new();
+    for given in &args.adapter {
+        named.push(name_and_path("--adapter", given)?);
+    }
+    for given in &args.lora_modules {
+        let trimmed = given.trim_start();
+        if trimmed.starts_with(['{', '[']) {
+            named.extend(from_json(given)?);
+        } else {
+            named.push(name_and_path("--lora-modules", given)?);
+        }
+    }
+    for (i, adapter) in named.iter().enumerate() {
+        if named[..i].iter().any(|earlier| earlier.name == adapter.name) {
+            return Err(AdapterFlagError::Twice(adapter.name.clone()));
+        }
+    }
+    Ok(named)
+}
+
+fn name_and_path(flag: &'static str, given: &str) -> Result<NamedAdapter, AdapterFlagError> {
+    match given.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok(NamedAdapter { name: name.to_owned(), path: path.into() })
+        }
+        _ => Err(AdapterFlagError::Form { flag, given: given.to_owned() }),
+    }
+}
+
+fn from_json(given: &str) -> Result<Vec<NamedAdapter>, AdapterFlagError> {
+    let modules: Result<Vec<LoraModule>, _> = if given.trim_start().starts_with('[') {
+        serde_json::from_str(given)
+    } else {
+        serde_json::from_str(given).map(|module| vec![module])
+    };
+    let refuse = |error: serde_json::Error| AdapterFlagError::Json {
+        given: given.to_owned(),
+        reason: error.to_string(),
+    };
+    let named = |module: LoraModule| NamedAdapter { name: module.name, path: module.path };
+    Ok(modules.map_err(refuse)?.into_iter().map(named).collect())
+}
+
+/// Flags of vLLM that were given and change nothing here: a sentence each.
+#[must_use]
+pub fn notes(args: &AdapterArgs) -> Vec<&'static str> {
+    let mut notes = Vec::new();
+    if args.enable_lora {
+        notes.push("--enable-lora: adapters are always on");
+    }
+    if args.max_loras.is_some() {
+        notes.push("--max-loras: a batch may mix any number of adapters; the limit is not needed");
+    }
+    if args.max_cpu_loras.is_some() {
+        notes.push("--max-cpu-loras: adapters stay in memory as loaded; the limit is not needed");
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(adapter: &[&str], lora_modules: &[&str]) -> Result<Vec<String>, String> {
+        let owned = |given: &[&str]| given.iter().map(ToString::to_string).collect();
+        let args = AdapterArgs {
+            adapter: owned(adapter),
+            lora_modules: owned(lora_modules),
+            ..AdapterArgs::default()
+        };
+        let show = |a: NamedAdapter| format!("{}={}", a.name, a.path.display());
+        named_adapters(&args)
+            .map(|named| named.into_iter().map(show).collect())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn both_flags_and_vllms_json_name_adapters() {
+        let json = r#"{"name": "c", "path": "/z", "base_model_name": "m"}"#;
+        let list = r#"[{"name": "d", "path": "w"}, {"name": "e", "path": "v"}]"#;
+        let named = parse(&["a=x"], &["b=y=1", json, list]).unwrap();
+        assert_eq!(named, ["a=x", "b=y=1", "c=/z", "d=w", "e=v"]);
+    }
+
+    #[test]
+    fn malformed_flags_are_refused_with_an_example() {
+        for given in ["a", "=x", "a=", ""] {
+            assert!(parse(&[given], &[]).unwrap_err().contains("name=path"), "{given}");
+        }
+        assert!(parse(&[], &[r#"{"name": "a"}"#]).unwrap_err().contains("path"));
+        assert!(parse(&[], &["{"]).unwrap_err().contains("--lora-modules"));
+    }
+
+    #[test]
+    fn a_name_given_twice_is_refused() {
+        assert!(parse(&["a=x"], &["a=y"]).unwrap_err().contains("`a` is given twice"));
+    }
+
+    #[test]
+    fn ignored_flags_are_noted() {
+        let args = AdapterArgs { enable_lora: true, max_loras: Some(4), ..AdapterArgs::default() };
+        assert_eq!(notes(&args).len(), 2);
+        assert!(notes(&AdapterArgs::default()).is_empty());
+    }
+}

@@ -1,0 +1,174 @@
+//! `weft bench`: flags in, a report out. Joins the load generator with its targets.
+
+use crate::adapter_flags;
+use crate::args::bench::{EndpointChoice, PromptStyleChoice};
+use crate::args::{BenchAdaptersArgs, BenchEngineArgs, BenchServeArgs, LoadArgs};
+use crate::device::{self, BuiltExecutor};
+use crate::engine_target::EngineTarget;
+use crate::progress::count_bar;
+use crate::serve::{engine_config, find_model};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use weft_adapters::{AdapterRegistry, RegistryConfig};
+use weft_bench::{
+    AdapterRecipe, Arrivals, DriveLimits, Endpoint, HttpConfig, HttpTarget, PromptStyle, Report,
+    Target, WorkloadConfig, drive, write_adapter,
+};
+use weft_types::Module;
+
+/// Loads a server over HTTP.
+///
+/// # Errors
+/// If the server cannot be reached, or the flags contradict each other.
+pub async fn serve(args: BenchServeArgs) -> Result<Report> {
+    let mut target = HttpTarget::new(HttpConfig {
+        url: args.url.clone(),
+        endpoint: match args.endpoint {
+            EndpointChoice::Completions => Endpoint::Completions,
+            EndpointChoice::Chat => Endpoint::Chat,
+        },
+        prompt_style: match args.prompt_style {
+            PromptStyleChoice::TokenIds => PromptStyle::TokenIds,
+            PromptStyleChoice::Text => PromptStyle::Text,
+        },
+        api_key: args.api_key.clone(),
+    })?;
+    let wants_all = args.adapters == ["all"];
+    let listed =
+        if args.model.is_none() || wants_all { target.models().await? } else { Vec::new() };
+    let base = match &args.model {
+        Some(model) => model.clone(),
+        None => listed
+            .iter()
+            .find(|card| card.parent.is_none())
+            .map(|card| card.id.clone())
+            .context("the server lists no base model; name one with --model")?,
+    };
+    let mut adapters: Vec<String> = if wants_all {
+        listed.into_iter().filter(|card| card.parent.is_some()).map(|card| card.id).collect()
+    } else if let Some(prefix) = &args.adapter_prefix {
+        (0..args.num_adapters.unwrap_or(0)).map(|i| format!("{prefix}{i}")).collect()
+    } else {
+        args.adapters.clone()
+    };
+    if let Some(num_adapters) = args.num_adapters {
+        ensure!(
+            adapters.len() >= num_adapters,
+            "--num-adapters {num_adapters} is more than the {} adapters there are",
+            adapters.len()
+        );
+        adapters.truncate(num_adapters);
+    }
+    target.calibrate(&base).await;
+    run(target, args.url.clone(), &args.load, base, adapters).await
+}
+
+/// Loads an engine in this process.
+///
+/// # Errors
+/// If the model or an adapter cannot be loaded, or the flags contradict each other.
+pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
+    let source = find_model(Some(&args.model))?;
+    let BuiltExecutor { executor, spec, facts } =
+        device::build_executor(&source.path, &args.engine)?;
+    let registry = AdapterRegistry::new(RegistryConfig {
+        base_names: vec![source.default_name.clone()],
+        max_lora_rank: args.adapters.max_lora_rank,
+        adapter_dir: args.adapters.adapter_dir.clone(),
+        ..RegistryConfig::new(spec.clone())
+    })?;
+    for adapter in adapter_flags::named_adapters(&args.adapters)? {
+        registry.add_static(&adapter.name, &adapter.path)?;
+    }
+    let names: Vec<String> = registry.list().into_iter().map(|info| info.name).collect();
+    let mut leases = HashMap::new();
+    for name in &names {
+        leases.insert(name.clone(), registry.resolve(name).await?);
+    }
+    let config = engine_config(&args.engine, args.load.num_requests);
+    let handle = weft_engine::start(executor, spec.vocab_size, config);
+    let where_ = format!("{} in this process, {}", source.default_name, facts.device);
+    let target = EngineTarget::new(handle.clone(), leases);
+    let report = run(target, where_, &args.load, source.default_name, names).await;
+    handle.shutdown(false);
+    report
+}
+
+/// Writes adapters with random weights.
+///
+/// # Errors
+/// If the model cannot be read or a file cannot be written.
+pub fn adapters(args: &BenchAdaptersArgs) -> Result<()> {
+    ensure!(args.ranks.iter().all(|&rank| rank > 0), "--ranks: a rank must be at least 1");
+    let modules = args
+        .target_modules
+        .iter()
+        .map(|name| {
+            let found = Module::ALL.into_iter().find(|module| module.hf_name() == name);
+            found.ok_or_else(|| anyhow!("--target-modules: `{name}` is not a linear of a layer"))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let spec = device::read_spec(&find_model(Some(&args.model))?.path)?;
+    let bar = count_bar(args.num as u64, "writing adapters");
+    for (i, &rank) in (0..args.num).zip(args.ranks.iter().cycle()) {
+        let dir = args.dir.join(format!("{}{i}", args.prefix));
+        let recipe = AdapterRecipe { rank, modules: modules.clone(), seed: args.seed + i as u64 };
+        write_adapter(&dir, &spec, &recipe)
+            .with_context(|| format!("writing {}", dir.display()))?;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    println!("wrote {} adapters to {}", args.num, args.dir.display());
+    Ok(())
+}
+
+async fn run<T: Target>(
+    target: T,
+    place: String,
+    load: &LoadArgs,
+    base: String,
+    adapters: Vec<String>,
+) -> Result<Report> {
+    let id = |bound: usize| u32::try_from(bound).context("--token-ids is out of range");
+    let workload = WorkloadConfig {
+        num_requests: load.num_requests,
+        num_warmup: load.warmup,
+        base,
+        adapters,
+        popularity: load.distribution,
+        arrivals: match load.rate {
+            Some(rate) => Arrivals::Open { rate, cv: load.cv },
+            None => Arrivals::Closed { concurrency: load.concurrency },
+        },
+        input_len: load.input_len,
+        output_len: load.output_len,
+        shared_prefix_len: load.shared_prefix,
+        token_low: id(load.token_ids.min)?,
+        token_high: id(load.token_ids.max)?,
+        seed: load.seed,
+    };
+    let workload = workload.generate()?;
+    let config = workload.config.clone();
+    let limits = DriveLimits {
+        max_request: Duration::from_secs(load.max_request_time),
+        max_run: Duration::from_secs(load.max_time),
+    };
+    let bar = count_bar(load.num_requests as u64, "requests");
+    let on_done = {
+        let bar = bar.clone();
+        move || bar.inc(1)
+    };
+    let outcome = drive(Arc::new(target), workload, limits, on_done).await;
+    bar.finish_and_clear();
+    let report = match outcome {
+        Ok(outcome) => Report::new(config, place, &outcome),
+        Err(sentence) => bail!("{sentence}"),
+    };
+    if let Some(path) = &load.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(report)
+}

