@@ -21,10 +21,13 @@ pub struct RandomAdapter {
     pub modules: Vec<Module>,
     /// `layers_to_transform`; `None` is all. Leaves out the embedding, as in PEFT.
     pub layers: Option<Vec<usize>>,
-    /// Also target `embed_tokens`, with the copy of the base's weight that PEFT saves beside it.
+    /// Also target `embed_tokens`.
     pub embedding: bool,
-    /// Also target `lm_head`, likewise.
+    /// Also target `lm_head`.
     pub lm_head: bool,
+    /// With these two also write a `base_layer.weight [vocab, hidden]`, as PEFT does unless told
+    /// not to: a copy of the base's weight, here random.
+    pub base_copies: bool,
     /// `rank_pattern`: names or trailing parts of names, without operators of regular expressions.
     pub rank_pattern: Vec<(String, usize)>,
     /// `alpha_pattern`, likewise.
@@ -48,6 +51,7 @@ impl Default for RandomAdapter {
             layers: None,
             embedding: false,
             lm_head: false,
+            base_copies: true,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             dtype: Dtype::F32,
@@ -154,14 +158,18 @@ impl RandomAdapter {
             tensors.push(self.tensor(&mut rng, &format!("{module}.lora_embedding_A"), &a));
             tensors.push(self.tensor(&mut rng, &format!("{module}.lora_embedding_B"), &b));
             let copy = format!("{module}.base_layer.weight");
-            tensors.push(self.tensor(&mut rng, &copy, &[vocab, hidden]));
+            if self.base_copies {
+                tensors.push(self.tensor(&mut rng, &copy, &[vocab, hidden]));
+            }
         }
         if self.lm_head {
             let rank = self.rank_at("lm_head");
             let (a, b) = ([rank, hidden], [vocab, rank]);
             tensors.push(self.tensor(&mut rng, "lm_head.lora_A.weight", &a));
             tensors.push(self.tensor(&mut rng, "lm_head.lora_B.weight", &b));
-            tensors.push(self.tensor(&mut rng, "lm_head.base_layer.weight", &[vocab, hidden]));
+            if self.base_copies {
+                tensors.push(self.tensor(&mut rng, "lm_head.base_layer.weight", &[vocab, hidden]));
+            }
         }
         tensors
     }

@@ -5,7 +5,7 @@ use weft_adapters::{LoadLimits, load_peft_dir};
 use weft_types::BaseModelSpec;
 
 /// SmolLM2-135M-Instruct.
-fn base() -> BaseModelSpec {
+pub(crate) fn demo_base() -> BaseModelSpec {
     BaseModelSpec {
         num_layers: 30,
         hidden_size: 576,
@@ -28,7 +28,7 @@ fn every_demo_adapter_loads_in_its_own_rank() {
         let config = std::fs::read(path.join("adapter_config.json")).unwrap();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
         let limits = LoadLimits { max_lora_rank: 64 };
-        let adapter = load_peft_dir(&path, &base(), &limits).unwrap();
+        let adapter = load_peft_dir(&path, &demo_base(), &limits).unwrap();
         let patterns = config["rank_pattern"].as_object().into_iter().flatten();
         let in_config = patterns.map(|(_, rank)| rank).chain([&config["r"]]);
         let largest = in_config.filter_map(serde_json::Value::as_u64).max();

@@ -1,21 +1,31 @@
 //! Every directory of the malformed table is refused with the words that the table demands.
 
+use crate::demo::demo_base;
 use weft_adapters::{AdapterError, AdapterRegistry, LoadLimits, RegistryConfig, load_peft_dir};
 use weft_testkit::malformed::malformed_adapters;
 use weft_testkit::peft::RandomAdapter;
 use weft_testkit::tiny_llama_spec;
+use weft_types::BaseModelSpec;
 
 const MAX_RANK: usize = 64;
 
 #[test]
 fn every_malformed_directory_is_refused_with_a_sentence_that_says_why() {
-    let base = tiny_llama_spec();
-    let limits = LoadLimits { max_lora_rank: MAX_RANK };
+    check_table(&tiny_llama_spec(), MAX_RANK);
+}
+
+#[test]
+fn the_table_holds_for_a_larger_base_and_limit() {
+    check_table(&demo_base(), 512);
+}
+
+fn check_table(base: &BaseModelSpec, max_lora_rank: usize) {
+    let limits = LoadLimits { max_lora_rank };
     let mut wrong = Vec::new();
-    for case in malformed_adapters(&base, MAX_RANK) {
+    for case in malformed_adapters(base, max_lora_rank) {
         let dir = tempfile::tempdir().unwrap();
         case.write(dir.path()).unwrap();
-        let message = match load_peft_dir(dir.path(), &base, &limits) {
+        let message = match load_peft_dir(dir.path(), base, &limits) {
             Err(error @ AdapterError::Rejected { .. }) => error.to_string(),
             other => {
                 wrong.push(format!("{}: {:?}", case.name, other.map(|_| "loaded")));

@@ -205,10 +205,8 @@ fn add_ends(table: &mut Table) {
         layers: None,
         embedding: true,
         lm_head: true,
+        base_copies: false,
         ..good()
-    };
-    let drop_copies = |tensors: &mut Vec<RawTensor>| {
-        tensors.retain(|tensor| !tensor.name.contains("base_layer"));
     };
     let parts = [
         "model.embed_tokens.lora_embedding_A",
@@ -220,25 +218,21 @@ fn add_ends(table: &mut Table) {
         let name = format!("{PREFIX}{part}");
         let tensor = name.clone();
         table.add_tensors(format!("ends-shape-{part}"), &["shape", part], ends(), move |tensors| {
-            drop_copies(tensors);
             reshape(tensors, &tensor, |shape| vec![shape[0] + 1, shape[1]]);
         });
         let short = part.trim_end_matches(".weight");
         let words = ["incomplete", short.rsplit('.').next().unwrap_or(short)];
         table.add_tensors(format!("ends-without-{part}"), &words, ends(), move |tensors| {
-            drop_copies(tensors);
             tensors.retain(|tensor| tensor.name != name);
         });
     }
     for module in ["model.embed_tokens", "lm_head"] {
         let name = format!("ends-resized-{module}");
         table.add_tensors(name, &["shape", module, "base_layer"], ends(), move |tensors| {
-            drop_copies(tensors);
             tensors.push(zeros(format!("{PREFIX}{module}.base_layer.weight"), &[0, 8]));
         });
     }
     table.add_tensors("ends-linear-in-embedding", &["embed_tokens", "kind"], ends(), |tensors| {
-        tensors.retain(|tensor| !tensor.name.contains("base_layer"));
         tensors.push(zeros("model.embed_tokens.lora_A.weight", &[4, 4]));
     });
 }
