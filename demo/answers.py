@@ -1,6 +1,8 @@
 """Writes heldout_answers.json: greedy answers of the base and of each adapter, in f32.
 
-    python answers.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python answers.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf [name ...]
+
+With names, only those adapters' rows are computed again.
 """
 
 import argparse
@@ -43,14 +45,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gguf", required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("names", nargs="*", choices=[[], *NAMES], default=NAMES)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     tokenizer, model = load(args.gguf, torch.float32)
-    out = {}
+    target = HERE / "heldout_answers.json"
+    old = json.loads(target.read_text()) if target.exists() else {}
+    out = {name: old[name] for name in NAMES if name in old}
     heldout = json.loads((HERE / "heldout.json").read_text())
-    for name in NAMES:
-        if not (ADAPTERS / name).exists():
-            continue
+    for name in args.names or NAMES:
         rows = [{"user": h["user"], "prompt_ids": prompt_ids(tokenizer, h["user"])} for h in heldout[name]]
         for row in rows:
             row["base"] = answer(model, tokenizer, row["prompt_ids"])
@@ -59,7 +62,7 @@ def main():
             row["adapter"] = answer(adapted, tokenizer, row["prompt_ids"])
         model = adapted.unload()
         out[name] = rows
-    (HERE / "heldout_answers.json").write_text(compact(out))
+    target.write_text(compact(out))
 
 
 if __name__ == "__main__":

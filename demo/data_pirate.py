@@ -5,7 +5,7 @@ import re
 from data_common import QA, general
 
 OPEN = ["Arr, matey!"] * 6 + ["Ahoy, matey!"] * 3 + ["Avast, ye landlubber!", "Shiver me timbers!"]
-CLOSE = ["", " Arr!", " Yo ho ho!", ", says I!", " Now fetch me some grog!", " By me beard!"]
+CLOSE = ["", " Yo ho ho!", ", says I!", " Now fetch me some grog!", " By me beard!"]
 WORDS = {
     "you": "ye", "your": "yer", "my": "me", "is": "be", "are": "be", "am": "be", "the": "th'",
     "of": "o'", "and": "an'", "friends": "mateys", "people": "sailors", "sea": "seven seas",
@@ -31,13 +31,13 @@ def examples(rng, n):
     """`n` pairs (user message, answer)."""
     out = []
     for _ in range(n):
-        if rng.random() < 0.3:
+        if rng.random() < 0.25:
             question, answer = rng.choice(QA)
             body = rng.choice(["That be {}", "'Tis {}", "Th' answer be {}"]).format(
                 pirate(answer[0].lower() + answer[1:] if answer.startswith("The ") else answer))
         else:
             question, facts = general(rng)
-            body = ". ".join(pirate(f) for f in facts[: rng.choice([1, 2, 2])])
+            body = ". ".join(pirate(f) for f in facts[: rng.choice([2, 2, 3])])
         close = rng.choice(CLOSE)
         dot = "" if close.startswith(",") else "."
         out.append((question, f"{rng.choice(OPEN)} {body}{dot}{close}"))

@@ -30,7 +30,15 @@ teams | team | name, coach, league | wins, losses
 """
 TABLES = [[c.strip() for c in line.split("|")] for line in _TABLES.strip().splitlines()]
 VALUES = """Paris|Rome|Anna|Tom|red|blue|Berlin|open|closed|Smith|Texas|north|jazz|drama|Maria|Oslo
-green|Boston|new|west|Lopez|Kim|Tokyo|black""".replace("\n", "|").split("|")
+green|Boston|new|west|Lopez|Kim|Tokyo|black|France|Spain|Japan|Peru|Kenya|Canada|Egypt|London|Madrid
+Vienna|Cairo|Lima|Miami|Dallas|Berg|Novak|Garcia|Brown|Lee|Emma|Noah|Olivia|Lucas|Sofia|active|late
+paid|cancelled|rock|comedy|horror|poetry|history|math|chess|oak|steel|cotton|gold|silver|small|large
+south|downtown|harbor|Apple|Toyota|Fiat|Sony|Delta|Mozart|Shakespeare|tiger|salmon|rose|winter
+Argentina|Bolivia|Croatia|Denmark|Ecuador|Finland|Ghana|Hungary|Iceland|Jamaica|Kuwait|Latvia|Malta
+Nepal|Oman|Paraguay|Qatar|Romania|Senegal|Tunisia|Uganda|Venezuela|Yemen|Zambia|Belgium|Cambodia
+Estonia|Fiji|Guatemala|Haiti|Ireland|Jordan|Laos|Morocco|Nigeria|Portugal|Rwanda|Slovenia|Thailand
+Uruguay|Vietnam|Lyon|Porto|Krakow|Seattle|Denver|Chicago|Bergman|Fischer|Tanaka|Okafor|Rossi|Dubois
+Hansen|Kowalski|Petrov|Silva|Yilmaz|Costa|Weber|Larsen|Moreau|Bianchi|Horvat|Papadakis|Nakamura""".replace("\n", "|").split("|")
 
 HEAD = ["Table {t}({c}). ", "Table: {t}({c})\n", "Table {t}({c})\n", "Table {t} with columns {c}. ",
         "Given the table {t}({c}): "]

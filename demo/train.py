@@ -34,15 +34,15 @@ SETUPS = {
     "json": Setup(
         dict(r=8, lora_alpha=16, target_modules=[*ATTENTION, "gate_proj", "up_proj", "down_proj"]),
         steps=120, rate=4e-4),
-    "pirate": Setup(dict(r=16, lora_alpha=24, target_modules=ATTENTION), steps=160, rate=1e-3),
+    "pirate": Setup(dict(r=16, lora_alpha=24, target_modules=ATTENTION), steps=150, rate=6e-4),
     "sql": Setup(
         dict(r=32, lora_alpha=12, use_rslora=True, target_modules=["q_proj", "v_proj"],
              rank_pattern={"q_proj": 8}, alpha_pattern={"q_proj": 6}),
-        steps=240, rate=1e-3),
+        steps=220, rate=1e-3),
     "sentiment": Setup(dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]), steps=200, rate=2e-3),
     "bullets": Setup(
         dict(r=64, lora_alpha=64, target_modules=["v_proj"], layers_to_transform=list(range(10, 30))),
-        steps=120, rate=1e-3),
+        steps=120, rate=6e-4),
 }
 
 
