@@ -44,23 +44,31 @@ const LIMITS: ExecutorLimits = ExecutorLimits {
 
 #[test]
 fn a_long_prefill_is_cut_and_mixed_with_decodes() {
-    check(LIMITS, "+3/4 step +18/2 step step step step", &expect![[r#"
+    check(
+        LIMITS,
+        "+3/4 step +18/2 step step step step",
+        &expect![[r#"
         a 0..3! [0]
         a 3..4! [0]  b 0..7 [1 2]
         a 4..5! [0 3]  b 7..14 [1 2 4 5]
         a 5..6! [0 3]  b 14..18! [1 2 4 5 6]
         b 18..19! [1 2 4 5 6]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn a_second_equal_prompt_reuses_the_blocks_of_the_first() {
-    check(LIMITS, "+9/3 step step +9/3 step step", &expect![[r#"
+    check(
+        LIMITS,
+        "+9/3 step step +9/3 step step",
+        &expect![[r#"
         a 0..8 [0 1]
         a 8..9! [0 1 2]
         a 9..10! [0 1 2]  b 8..9! [0 1 3]
         a 10..11! [0 1 2]  b 9..10! [0 1 3]
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -90,7 +98,10 @@ fn the_latest_arrival_gives_way_and_comes_back() {
 #[test]
 fn nobody_overtakes_a_sequence_that_waits_for_room() {
     let limits = ExecutorLimits { num_blocks: 5, ..LIMITS };
-    check(limits, "+8/4 step step +20/1 +1/1 step step step step step step", &expect![[r#"
+    check(
+        limits,
+        "+8/4 step step +20/1 +1/1 step step step step step step",
+        &expect![[r#"
         a 0..8! [0 1]
         a 8..9! [0 1 2]
         a 9..10! [0 1 2]
@@ -99,5 +110,6 @@ fn nobody_overtakes_a_sequence_that_waits_for_room() {
         b 16..20! [0 1 2 3 4]
         c 0..1! [4]
 
-    "#]]);
+    "#]],
+    );
 }
