@@ -6,6 +6,7 @@
 
 mod continuation;
 mod environment;
+mod filters;
 mod methods;
 mod python_json;
 mod source;

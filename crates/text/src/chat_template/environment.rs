@@ -1,10 +1,10 @@
 //! The Jinja environment that transformers renders chat templates in, rebuilt on `minijinja`:
 //! whitespace rules, filters, tests, functions and methods, with bounds on time, memory and output.
 
-use super::{methods, python_json, source};
+use super::{filters, methods, python_json, source};
 use crate::error::TextError;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior};
 use serde_json::Map;
 use std::fmt::Write as _;
@@ -50,8 +50,7 @@ impl Compiled {
         variables: &Map<String, serde_json::Value>,
     ) -> Result<String, TextError> {
         let template = self.environment.get_template(NAME).map_err(render_error)?;
-        let context: Value =
-            variables.iter().map(|(name, value)| (name.as_str(), to_value(value))).collect();
+        let context = to_map(variables);
         let mut out = CappedOutput { bytes: Vec::new(), exceeded: false };
         let rendered = template.render_captured_to(context, &mut out);
         if out.exceeded {
@@ -104,6 +103,10 @@ fn render_error(error: Error) -> TextError {
     TextError::Render { message }
 }
 
+fn to_map(fields: &Map<String, serde_json::Value>) -> Value {
+    Value::from_pairs(fields.iter().map(|(name, value)| (name.as_str(), to_value(value))))
+}
+
 fn to_value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
@@ -114,9 +117,7 @@ fn to_value(json: &serde_json::Value) -> Value {
         }
         serde_json::Value::String(text) => Value::from(text.as_str()),
         serde_json::Value::Array(items) => items.iter().map(to_value).collect(),
-        serde_json::Value::Object(fields) => {
-            fields.iter().map(|(name, value)| (name.as_str(), to_value(value))).collect()
-        }
+        serde_json::Value::Object(fields) => to_map(fields),
     }
 }
 
@@ -135,6 +136,12 @@ fn environment() -> Result<Environment<'static>, Error> {
     environment.set_debug(false);
     environment.set_formatter(format_value);
     environment.set_unknown_method_callback(methods::call);
+    environment.add_filter("string", |value: &Value| match python_text(value) {
+        Some(text) => Value::from(text),
+        None if value.kind() == ValueKind::String => value.clone(),
+        None => Value::from(value.to_string()),
+    });
+    filters::add_to(&mut environment);
     environment.add_filter("tojson", tojson);
     environment.add_test("sequence", |value: &Value| {
         // Whatever has a length and items is a sequence in Python.
@@ -151,13 +158,42 @@ fn format_value(
     state: &mut State<'_, '_>,
     value: &Value,
 ) -> Result<(), Error> {
-    if value.kind() == ValueKind::Number
-        && !value.is_integer()
-        && let Ok(float) = f64::try_from(value.clone())
-    {
-        return out.write_str(&python_json::float_repr(float)).map_err(Error::from);
+    match python_text(value) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
     }
-    minijinja::escape_formatter(out, state, value)
+}
+
+/// `str(value)` where it differs from `minijinja`'s: numbers, alone or in lists and dicts.
+fn python_text(value: &Value) -> Option<String> {
+    match value.kind() {
+        ValueKind::Number if !value.is_integer() => {
+            f64::try_from(value.clone()).ok().map(python_json::float_repr)
+        }
+        ValueKind::Seq => {
+            let items = value.try_iter().ok()?.map(|item| python_repr(&item)).collect::<Vec<_>>();
+            let is_tuple = value.downcast_object_ref::<Tuple>().is_some();
+            Some(match items.as_slice() {
+                [item] if is_tuple => format!("({item},)"),
+                _ if is_tuple => format!("({})", items.join(", ")),
+                _ => format!("[{}]", items.join(", ")),
+            })
+        }
+        ValueKind::Map => {
+            let pair = |key: Value| {
+                let item = value.get_item(&key).ok()?;
+                Some(format!("{}: {}", python_repr(&key), python_repr(&item)))
+            };
+            let pairs: Vec<String> = value.try_iter().ok()?.map(pair).collect::<Option<_>>()?;
+            // Namespaces, loops and the like have no fields to show.
+            (!pairs.is_empty()).then(|| format!("{{{}}}", pairs.join(", ")))
+        }
+        _ => None,
+    }
+}
+
+fn python_repr(value: &Value) -> String {
+    python_text(value).unwrap_or_else(|| format!("{value:?}"))
 }
 
 fn raise_exception(message: &Value) -> Result<Value, Error> {
@@ -172,13 +208,13 @@ fn strftime_now(format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
-type JsonArguments = (Option<bool>, Option<Value>, Option<Value>, Option<bool>, Kwargs);
+type JsonArguments = (Option<bool>, Option<Value>, Option<Value>, Option<bool>);
 
 /// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)`
-fn tojson(value: &Value, args: Rest<Value>) -> Result<String, Error> {
+fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     const MAX_INDENT: usize = 64;
     let bad = |message| Error::new(ErrorKind::InvalidOperation, message);
-    let (ensure_ascii, indent, separators, sort_keys, kwargs): JsonArguments = from_args(&args)?;
+    let (ensure_ascii, indent, separators, sort_keys): JsonArguments = from_args(&args)?;
     let ensure_ascii = ensure_ascii.or(kwargs.get("ensure_ascii")?).unwrap_or(false);
     let indent = indent.or(kwargs.get("indent")?);
     let separators = separators.or(kwargs.get("separators")?);

@@ -72,17 +72,15 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
             let () = from_args(args)?;
             Value::from(text.to_lowercase())
         }
-        "ljust" | "rjust" | "center" => {
+        "center" => {
             let (width, fill): (usize, Option<&str>) = from_args(args)?;
-            let missing = missing(text, width)?;
-            let left = match method {
-                "ljust" => 0,
-                "rjust" => missing,
-                // Python puts the odd one on the left if the width is odd.
-                _ => missing / 2 + (missing & width & 1),
-            };
-            let fill = fill.unwrap_or(" ");
-            Value::from([&fill.repeat(left), text, &fill.repeat(missing - left)].concat())
+            Value::from(pad_center(text, width, fill.unwrap_or(" "))?)
+        }
+        "ljust" | "rjust" => {
+            let (width, fill): (usize, Option<&str>) = from_args(args)?;
+            let padding = fill.unwrap_or(" ").repeat(missing(text, width)?);
+            let sides = if method == "ljust" { [text, &padding] } else { [&padding, text] };
+            Value::from(sides.concat())
         }
         "zfill" => {
             let (width,): (usize,) = from_args(args)?;
@@ -102,6 +100,14 @@ fn triple(before: &str, separator: &str, after: &str) -> Value {
 
 fn not_empty(separator: &str) -> Result<&str, Error> {
     if separator.is_empty() { Err(refuse("empty separator")) } else { Ok(separator) }
+}
+
+/// `str.center`
+pub(super) fn pad_center(text: &str, width: usize, fill: &str) -> Result<String, Error> {
+    let missing = missing(text, width)?;
+    // Python puts the odd one on the left if the width is odd.
+    let left = missing / 2 + (missing & width & 1);
+    Ok([&fill.repeat(left), text, &fill.repeat(missing - left)].concat())
 }
 
 /// Characters to add up to `width`.
