@@ -218,8 +218,7 @@ impl From<TextError> for ApiError {
 }
 
 impl ApiError {
-    /// An adapter that was asked for as `model` cannot be served. The client did not choose its
-    /// path and is not told it.
+    /// An adapter that was asked for as `model` cannot be served.
     pub(crate) fn from_resolve(error: &AdapterError, model: &str) -> Self {
         let reason = match error {
             AdapterError::NotFound { .. }

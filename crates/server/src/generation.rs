@@ -123,8 +123,10 @@ impl TextSequence {
         input: SequenceInput,
     ) -> Result<Self, weft_engine::SubmitError> {
         let SequenceInput { prompt, sampling, stop, text: options, cache_salt } = input;
-        let detokenizer =
-            IncrementalDetokenizer::new(state.tokenizer().clone(), options.skip_special_tokens);
+        let detokenizer = IncrementalDetokenizer::after_prompt(
+            state.tokenizer().clone(),
+            options.skip_special_tokens,
+        );
         let stop_strings = StopStrings::new(options.stop_strings.clone(), options.include_stop);
         let timer = state.metrics().start_sequence();
         let request = GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt };

@@ -1,6 +1,6 @@
 //! In: a listener, the state and the wish to stop. Out: served connections, then a clean end.
 //!
-//! After the wish no connection is accepted; requests in flight have `shutdown_timeout` to finish,
+//! After the wish no connection and no request is accepted; requests in flight have `shutdown_timeout` to finish,
 //! then the engine stops and their streams end with an error event.
 
 use crate::app::router;
@@ -31,9 +31,11 @@ pub async fn serve(
         }
     });
     let (stopping, stopped) = oneshot::channel();
+    let engine = state.engine().clone();
     let signal = async move {
         shutdown.await;
-        tracing::info!("shutting down: no new connections, requests in flight go on");
+        tracing::info!("shutting down: no new requests, those in flight go on");
+        engine.begin_shutdown(true);
         let _ = stopping.send(());
     };
     let server = axum::serve(listener, router(state.clone())).with_graceful_shutdown(signal);
@@ -48,11 +50,11 @@ pub async fn serve(
         return finish(&state, ended);
     }
     tracing::warn!(?timeout, "requests still run; they are ended now");
-    state.engine().shutdown(false);
+    state.engine().begin_shutdown(false);
     tokio::time::timeout(FAREWELL, server).await.unwrap_or(Ok(()))
 }
 
 fn finish(state: &AppState, ended: io::Result<()>) -> io::Result<()> {
-    state.engine().shutdown(false);
+    state.engine().begin_shutdown(false);
     ended
 }

@@ -113,7 +113,8 @@ impl AppState {
 
     /// The longest prompt and output together, in tokens.
     pub(crate) fn max_model_len(&self) -> usize {
-        self.inner.engine.limits().max_model_len
+        let limits = self.inner.engine.limits();
+        limits.max_model_len.min(limits.num_blocks * limits.block_size)
     }
 
     /// When the base was loaded, for its card.
