@@ -6,4 +6,5 @@ mod demo;
 mod fuzz;
 mod loading;
 mod malformed;
+mod peft_configs;
 mod registry;
