@@ -1,8 +1,7 @@
 //! Templates render byte for byte as transformers rendered them, and fail where it failed.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use crate::read_json;
 use serde_json::{Map, Value};
-use std::path::Path;
 use weft_text::{ChatTemplate, RenderInput, SpecialTokens, TextError};
 
 /// Keys of a case that are no variables of the template.
@@ -69,13 +68,50 @@ fn check(cases: &[Value], common: &Map<String, Value>) {
     );
 }
 
-fn read(path: &str) -> Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+#[test]
+fn every_feature_renders_as_in_transformers() {
+    let document = read_json("tests/data/template_features.json");
+    check(document["cases"].as_array().unwrap(), document["common"].as_object().unwrap());
+}
+
+fn refusal(source: &str) -> TextError {
+    let template = ChatTemplate::new(source, None, None).unwrap();
+    template.render(&RenderInput::default()).unwrap_err()
 }
 
 #[test]
-fn every_feature_renders_as_in_transformers() {
-    let document = read("tests/data/template_features.json");
-    check(document["cases"].as_array().unwrap(), document["common"].as_object().unwrap());
+fn templates_without_end_are_stopped() {
+    let endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
+    assert!(matches!(refusal(endless), TextError::Render { .. }));
+    let doubling = "{% set ns = namespace(x='xxxxxxxxxxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}";
+    assert!(matches!(refusal(doubling), TextError::Render { .. }));
+    let recursive = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
+    assert!(matches!(refusal(recursive), TextError::Render { .. }));
+    let padded = "{{ 'x'.center(999999999999) }}";
+    assert!(matches!(refusal(padded), TextError::Render { .. }));
+    let long = "{% set x = 'x' * 1000000 %}{% for i in range(20) %}{{ x }}{% endfor %}";
+    assert!(matches!(refusal(long), TextError::RenderedTooLong { .. }));
+}
+
+#[test]
+fn what_a_template_raises_is_told_without_decoration() {
+    let message = refusal("{{ raise_exception('roles must alternate') }}").to_string();
+    assert_eq!(message, "the chat template refuses the messages: roles must alternate");
+}
+
+#[test]
+fn variables_that_the_server_sets_cannot_be_given() {
+    let template = ChatTemplate::new("x", None, None).unwrap();
+    let kwargs = Map::from_iter([("messages".to_owned(), Value::Null)]);
+    let error = template.render(&RenderInput { kwargs, ..Default::default() }).unwrap_err();
+    assert!(matches!(error, TextError::ReservedKwarg { .. }), "{error}");
+}
+
+#[test]
+fn today_is_written_in_the_format_that_is_asked_for() {
+    let template = ChatTemplate::new("{{ strftime_now('%Y-%m-%d') }}", None, None).unwrap();
+    let today = template.render(&RenderInput::default()).unwrap();
+    let digits: Vec<usize> = today.split('-').map(str::len).collect();
+    assert_eq!(digits, [4, 2, 2], "{today}");
+    assert!(matches!(refusal("{{ strftime_now('%Q%') }}"), TextError::Render { .. }));
 }
