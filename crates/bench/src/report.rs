@@ -147,14 +147,17 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let workload = &self.workload;
         writeln!(f, "{}", self.target)?;
+        let whom = match workload.adapters.len() {
+            0 => "base only".to_owned(),
+            1 => "1 adapter".to_owned(),
+            num_adapters => format!("{num_adapters} adapters ({})", workload.popularity),
+        };
         writeln!(
             f,
-            "  {} requests, {} in / {} out tokens, {} adapters ({}), {}, seed {}",
+            "  {} requests, {} in / {} out tokens, {whom}, {}, seed {}",
             workload.num_requests,
             workload.input_len,
             workload.output_len,
-            workload.adapters.len(),
-            workload.popularity,
             workload.arrivals,
             workload.seed,
         )?;
@@ -269,7 +272,14 @@ mod tests {
             wall: Duration::from_secs(1),
         };
         let table = Report::new(small(), "test".into(), &run).to_string();
-        for part in ["output tokens/s", "4.00", "time to first token", "p99", "error x1: boom"] {
+        for part in [
+            "output tokens/s",
+            "4.00",
+            "time to first token",
+            "p99",
+            "error x1: boom",
+            "3 adapters (distinct)",
+        ] {
             assert!(table.contains(part), "{part} is missing in:\n{table}");
         }
     }

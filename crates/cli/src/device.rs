@@ -165,6 +165,12 @@ impl MemoryPlan {
                 "--max-model-len {given} is longer than the {max_context} tokens that this model \
                  was trained for"
             ),
+            Some(given) if given as u64 > memory_tokens => bail!(
+                "--memory {} holds the KV cache of {memory_tokens} tokens, less than one sequence \
+                 of --max-model-len {given}; raise the one to {} or lower the other",
+                ByteSize(memory),
+                ByteSize((given as u64).div_ceil(block) * block * bytes_per_token)
+            ),
             Some(given) => given,
             None => max_context.min(usize::try_from(memory_tokens).unwrap_or(usize::MAX)),
         };
@@ -211,6 +217,8 @@ mod tests {
     fn contradictions_are_refused_with_the_flag() {
         let too_long = plan("--max-model-len 4096", 2048).unwrap_err().to_string();
         assert!(too_long.contains("--max-model-len 4096") && too_long.contains("2048"));
+        let too_little = plan("--memory 1MiB --max-model-len 2000", 2048).unwrap_err().to_string();
+        assert!(too_little.contains("1024 tokens") && too_little.contains("2.0 MiB"));
         let too_small = plan("--memory 1KiB", 2048).unwrap_err().to_string();
         assert!(too_small.contains("--memory 1.0 KiB"), "{too_small}");
     }

