@@ -36,6 +36,10 @@ def main():
     parser.add_argument("--gguf", type=pathlib.Path, help="the demo base")
     parser.add_argument("--only", choices=[*PARTS, "base"], action="append", help="parts to make; default all")
     args = parser.parse_args()
+    if os.environ.get("PYTHONHASHSEED") != "0":
+        # peft saves a set of names in the order of their hashes.
+        os.environ["PYTHONHASHSEED"] = "0"
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     import torch
 
     torch.set_num_threads(1)
