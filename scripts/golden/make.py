@@ -4,7 +4,7 @@
     python scripts/golden/make.py --out tests/golden [--gguf SmolLM2-135M-Instruct.Q4_1.gguf] [--only models]
 
 Everything is seeded: the same versions write the same values. Parts that need the demo base are left
-out without --gguf.
+out without --gguf. Scripts called make_*.py can also be run alone.
 """
 
 import argparse
@@ -25,9 +25,8 @@ PARTS = {
     "adapters": "tiny_adapters",
     "gguf": "gguf_files",
     "chat": "chat_templates",
-    "tokenizer": "smollm2_tokenizer",
 }
-NEED_BASE = ("chat", "tokenizer")
+NEED_BASE = ("chat",)
 
 
 def main():
