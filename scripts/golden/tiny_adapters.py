@@ -101,8 +101,29 @@ ADAPTERS = {
         "tiny-qwen3",
         dict(r=8, lora_alpha=16, target_modules=LINEARS),
     ),
+    "rank1-all-linear": (
+        "rank 1, target_modules 'all-linear'",
+        "tiny-llama",
+        dict(r=1, lora_alpha=1, target_modules="all-linear"),
+    ),
+    "rank3-q-v": ("rank 3 on q and v only", "tiny-llama", dict(r=3, lora_alpha=6, target_modules=Q_V)),
+    "rank8-rslora": (
+        "rank 8, target_modules 'all-linear', scaled by alpha / sqrt(rank)",
+        "tiny-llama",
+        dict(r=8, lora_alpha=4, target_modules="all-linear", use_rslora=True),
+    ),
+    "rank16-mlp": (
+        "rank 16 on the MLP only",
+        "tiny-llama",
+        dict(r=16, lora_alpha=32, target_modules=["gate_proj", "up_proj", "down_proj"]),
+    ),
+    "lm-head-q": (
+        "lm_head and q, without a copy of the base",
+        "tiny-mistral",
+        dict(r=4, lora_alpha=8, target_modules=["lm_head", "q_proj"]),
+    ),
 }
-WITHOUT_BASE_COPY = ["embed-tokens"]
+WITHOUT_BASE_COPY = ["embed-tokens", "lm-head-q"]
 
 
 def randomise(model, seed):
