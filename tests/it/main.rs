@@ -1,1 +1,14 @@
-//! (in progress)
+//! End-to-end tests: one binary, so that it links once.
+//!
+//! * `golden`: logits and tokens against files made by transformers and peft.
+//! * `isolation`: a request's tokens and log probabilities have the same bits whatever runs beside it.
+//! * `equivalence`: an adapter applied at run time equals the adapter merged into the weights.
+//! * `http`: the server over real sockets with the demo model and adapters.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod equivalence;
+mod golden;
+mod http;
+mod isolation;
+mod support;

@@ -66,10 +66,7 @@ const FAMILIES: [(Family, &[&str]); 10] = [
         &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
     ),
     (Family::Dbrx, &["dbrx", "smaug-bpe"]),
-    (
-        Family::Qwen2,
-        &["qwen2", "deepseek-r1-qwen", "megrez"],
-    ),
+    (Family::Qwen2, &["qwen2", "deepseek-r1-qwen", "megrez"]),
     (Family::Tekken, &["tekken"]),
     (Family::Gpt4o, &["gpt-4o", "llama4"]),
     (Family::DeepseekLlm, &["deepseek-llm"]),

@@ -1,0 +1,130 @@
+//! A request's tokens and log probabilities have the same bits alone, among strangers, chunked,
+//! cached, preempted, and on any number of threads.
+
+use crate::support::adapters::random_adapter;
+use crate::support::golden;
+use crate::support::scheduling::{Answer, Request, Setup, run};
+use std::path::Path;
+use weft_model::{LoadOptions, LoadedModel};
+use weft_types::SamplingParams;
+
+/// Every weight format between them: all of GGUF's, and single precision.
+fn models() -> Vec<LoadedModel> {
+    ["gguf/tiny-mixed.gguf", "models/tiny-llama", "models/tiny-mistral"]
+        .map(|path| LoadedModel::load(Path::new(&golden(path)), &LoadOptions::default()).unwrap())
+        .into()
+}
+
+/// Thirty-two requests: different prompts, lengths, samplings, arrivals, and adapters of ranks
+/// 1..=64; every fourth is for the bare base.
+fn strangers(model: &LoadedModel) -> Vec<Request> {
+    let spec = model.spec();
+    (0..32usize)
+        .map(|i| {
+            let rank = [1, 3, 8, 16, 64][i % 5];
+            let greedy = i.is_multiple_of(3);
+            Request {
+                prompt: prompt(i, 3 + i * 5 % 70),
+                adapter: (i % 4 != 0).then(|| random_adapter(spec, rank, i as u64)),
+                sampling: SamplingParams {
+                    temperature: if greedy { 0.0 } else { 0.9 },
+                    top_p: 0.95,
+                    repetition_penalty: 1.1,
+                    seed: i as u64,
+                    logprobs: Some(1),
+                    prompt_logprobs: i.is_multiple_of(5).then_some(0),
+                    ..Default::default()
+                },
+                max_tokens: 4 + (i * 7 % 20) as u32,
+                arrival: i % 7,
+            }
+        })
+        .collect()
+}
+
+fn prompt(seed: usize, len: usize) -> Vec<u32> {
+    (0..len).map(|t| ((t * 31 + seed * 17 + t * t) % 320) as u32).collect()
+}
+
+fn alone(model: &LoadedModel, setup: Setup, request: &Request) -> Answer {
+    let request = Request { arrival: 0, ..request.clone() };
+    run(model, setup, &[request]).0.remove(0)
+}
+
+fn assert_same(got: &[Answer], want: &[Answer]) {
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.tokens, want.tokens, "request {index}");
+        assert_eq!(got.prompt_logprobs, want.prompt_logprobs, "request {index}");
+    }
+}
+
+#[test]
+fn a_request_answers_the_same_bits_alone_and_among_strangers_with_other_adapters() {
+    for model in models() {
+        let requests = strangers(&model);
+        let want: Vec<Answer> =
+            requests.iter().map(|request| alone(&model, Setup::default(), request)).collect();
+        let (together, _) = run(&model, Setup::default(), &requests);
+        assert_same(&together, &want);
+        let one_thread = Setup { num_threads: 1, ..Setup::default() };
+        assert_same(&run(&model, one_thread, &requests).0, &want);
+    }
+}
+
+#[test]
+fn adapters_do_change_the_answers() {
+    let model = &models()[1];
+    let request = strangers(model).remove(1);
+    let base = Request { adapter: None, ..request.clone() };
+    assert_ne!(alone(model, Setup::default(), &request), alone(model, Setup::default(), &base));
+}
+
+#[test]
+fn chunks_of_prefill_do_not_change_a_bit() {
+    for model in models() {
+        let requests = strangers(&model);
+        let (want, _) = run(&model, Setup::default(), &requests);
+        for max_num_batched_tokens in [1, 7, 33, 64] {
+            let setup = Setup { max_num_batched_tokens, ..Setup::default() };
+            assert_same(&run(&model, setup, &requests).0, &want);
+        }
+    }
+}
+
+#[test]
+fn prefix_cache_hits_do_not_change_a_bit_and_never_cross_adapters() {
+    for model in models() {
+        // The same long prompt under every adapter and the base, then all of them again.
+        let first: Vec<Request> = strangers(&model)
+            .into_iter()
+            .map(|request| {
+                let sampling = SamplingParams { prompt_logprobs: None, ..request.sampling };
+                Request { prompt: prompt(1, 64), sampling, ..request }
+            })
+            .collect();
+        let second = first.iter().map(|request| Request { arrival: 200, ..request.clone() });
+        let requests: Vec<Request> = first.iter().cloned().chain(second).collect();
+        let (want, _) = run(&model, Setup::default(), &requests);
+        let setup = Setup { enable_prefix_caching: true, ..Setup::default() };
+        let (got, _) = run(&model, setup, &requests);
+        assert_same(&got, &want);
+        let late = &got[first.len()..];
+        assert!(late.iter().all(|answer| answer.num_cached == 48), "all but the last block hit");
+    }
+}
+
+#[test]
+fn preemption_does_not_change_a_bit() {
+    for model in models() {
+        let requests: Vec<Request> =
+            strangers(&model).into_iter().map(|r| Request { max_tokens: 40, ..r }).collect();
+        let (want, num_preemptions) = run(&model, Setup::default(), &requests);
+        assert_eq!(num_preemptions, 0);
+        for enable_prefix_caching in [false, true] {
+            let setup = Setup { num_blocks: 24, enable_prefix_caching, ..Setup::default() };
+            let (got, num_preemptions) = run(&model, setup, &requests);
+            assert!(num_preemptions > 0, "the pool is small enough to preempt");
+            assert_same(&got, &want);
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! Logits of every position of one sequence, straight from the decoder.
+
+use std::sync::Arc;
+use weft_kernels::KvDtype;
+use weft_kernels::attention::AttentionItem;
+use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
+use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
+use weft_types::{BlockId, LoweredAdapter, TokenId};
+
+/// `[T, vocab]` of `tokens`, computed in one chunk with a single-precision cache.
+pub(crate) fn all_logits(
+    model: &LoadedModel,
+    adapter: Option<&Arc<LoweredAdapter>>,
+    tokens: &[TokenId],
+) -> Vec<f32> {
+    let num_rows = tokens.len();
+    let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
+    let device = CpuDevice::new(&model.config, 2, KvDtype::F32, num_blocks, num_rows);
+    let weights = Arc::clone(&model.weights);
+    let mut decoder = Decoder::new(model.config.clone(), weights, device, num_rows, num_rows);
+    let step = decoder.attention_shape(0).rows_per_item();
+    let segment = || vec![AdapterSegment { rows: 0..num_rows, adapter: adapter.cloned() }];
+    let batch = ForwardBatch {
+        tokens: tokens.to_vec(),
+        positions: (0..num_rows as u32).collect(),
+        slots: (0..num_rows)
+            .map(|t| KvSlot {
+                block: BlockId((t / BLOCK_SIZE) as u32),
+                offset: (t % BLOCK_SIZE) as u32,
+            })
+            .collect(),
+        attention: (0..num_rows)
+            .step_by(step)
+            .map(|row| AttentionItem {
+                first_row: row,
+                num_rows: step.min(num_rows - row),
+                position: row,
+                first_block: 0,
+            })
+            .collect(),
+        block_tables: (0..num_blocks as u32).map(BlockId).collect(),
+        segments: segment(),
+        logit_rows: (0..num_rows).collect(),
+        logit_segments: segment(),
+    };
+    decoder.forward(&batch);
+    let (logits, _) = decoder.logits(&batch, 0..num_rows);
+    logits.data().to_vec()
+}
+
+/// ‖a - b‖ / ‖b‖
+pub(crate) fn relative_error(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let error: f64 =
+        got.iter().zip(want).map(|(&got, &want)| square(f64::from(got) - f64::from(want))).sum();
+    let size: f64 = want.iter().map(|&want| square(f64::from(want))).sum();
+    (error / size).sqrt()
+}
+
+/// Cosine of the angle between two vectors.
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
