@@ -13,6 +13,7 @@ use crate::{bench, check, inspect, serve};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 /// Does what was asked; failures are one sentence on standard error and status 1.
@@ -22,7 +23,8 @@ pub fn run(cli: Cli) -> ExitCode {
         print!("{}", next_steps());
         return ExitCode::SUCCESS;
     };
-    match log_to_stderr(&cli.log, cli.log_json).and_then(|()| dispatch(command)) {
+    let logged = log_to_stderr(&cli.log, cli.log_json);
+    match logged.and_then(|_flushed_at_the_end| dispatch(command)) {
         Ok(status) => status,
         Err(error) => {
             eprintln!("weft: {error:#}");
@@ -102,14 +104,18 @@ fn pull_model(args: &PullArgs) -> Result<()> {
     Ok(())
 }
 
-fn log_to_stderr(level: &str, as_json: bool) -> Result<()> {
+/// Lines go through a thread of their own. If whoever reads standard error stands still, lines are
+/// lost, not requests.
+fn log_to_stderr(level: &str, as_json: bool) -> Result<WorkerGuard> {
     let filter = EnvFilter::try_new(level)
         .with_context(|| format!("--log {level} is neither a level nor a list of module=level"))?;
+    let (writer, guard) =
+        NonBlockingBuilder::default().buffered_lines_limit(8192).finish(std::io::stderr());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(writer);
     // Set once per process; whoever embeds us may have set their own.
     let _ = if as_json { subscriber.json().try_init() } else { subscriber.try_init() };
-    Ok(())
+    Ok(guard)
 }

@@ -8,7 +8,7 @@
 //! split over threads. So a request's tokens are bit-identical alone or among strangers.
 //!
 //! Most kernels are plain loops over fixed lanes, compiled once per instruction set
-//! ([`isa`]); only the integer matmul is written with intrinsics.
+//! ([`isa`]). The integer matmul is written with intrinsics, LoRA over a vector type (`vector`).
 
 #![expect(unsafe_code, reason = "SIMD, and disjoint writes from several threads")]
 #![allow(clippy::needless_range_loop, reason = "indexed loops over lanes read as the formulas do")]
@@ -26,6 +26,7 @@ pub mod pack;
 pub mod pool;
 pub mod quantize;
 pub mod rope;
+mod vector;
 pub mod weight;
 
 pub use isa::Isa;

@@ -6,10 +6,14 @@
 //! Ranks are exact, each segment and target has its own. *Shrink* computes `s · x A^T` for all
 //! segments and targets that share `x`, *expand* adds the product with B.
 
+mod expand;
+mod shrink;
+
 use crate::Isa;
-use crate::isa::multiversion;
-use crate::lanes::{Bf16, Element, F16, LANES, Lanes, fma, fma_lanes, sum_lanes};
+use crate::lanes::{Bf16, Element, F16};
 use crate::pool::{DisjointMut, ThreadPool};
+use expand::expand;
+use shrink::shrink;
 use std::ops::Range;
 use weft_types::{AdapterTensor, Dtype, LowRankUpdate};
 
@@ -97,7 +101,8 @@ pub fn apply<'a>(
         for item in &items[range] {
             let part = &parts[item.part];
             let update = find(part);
-            shrink(isa, update, x, segments[part.segment].start, item, part, shrunk);
+            let x = &x[segments[part.segment].start * num_inputs..];
+            shrink(isa, update, x, item, part, shrunk);
         }
     });
 
@@ -170,197 +175,6 @@ fn element(tensor: &AdapterTensor, index: usize) -> f32 {
         Dtype::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
         Dtype::F16 => F16(u16::from_le_bytes([bytes[0], bytes[1]])).to_f32(),
         Dtype::Bf16 => Bf16(u16::from_le_bytes([bytes[0], bytes[1]])).to_f32(),
-    }
-}
-
-/// Little-endian elements read from unaligned bytes.
-trait Packed {
-    const SIZE: usize;
-    fn at(bytes: &[u8], index: usize) -> f32;
-}
-impl Packed for f32 {
-    const SIZE: usize = 4;
-    #[inline(always)]
-    fn at(bytes: &[u8], index: usize) -> f32 {
-        let b = &bytes[4 * index..4 * index + 4];
-        f32::from_le_bytes([b[0], b[1], b[2], b[3]])
-    }
-}
-impl Packed for F16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    fn at(bytes: &[u8], index: usize) -> f32 {
-        F16(u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])).to_f32()
-    }
-}
-impl Packed for Bf16 {
-    const SIZE: usize = 2;
-    #[inline(always)]
-    fn at(bytes: &[u8], index: usize) -> f32 {
-        Bf16(u16::from_le_bytes([bytes[2 * index], bytes[2 * index + 1]])).to_f32()
-    }
-}
-
-#[inline(always)]
-fn load<T: Packed>(bytes: &[u8]) -> Lanes {
-    let bytes = &bytes[..LANES * T::SIZE];
-    std::array::from_fn(|lane| T::at(bytes, lane))
-}
-
-multiversion! {
-    fn shrink<'a>(update: &LowRankUpdate, x: &[f32], first_row: usize, item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
-        = shrink_body
-}
-
-#[inline(always)]
-fn shrink_body<const FMA: bool>(
-    update: &LowRankUpdate,
-    x: &[f32],
-    first_row: usize,
-    item: &Item,
-    part: &Part,
-    shrunk: DisjointMut<'_, f32>,
-) {
-    match update.a.dtype {
-        Dtype::F32 => shrink_item::<f32, FMA>(update, x, first_row, item, part, shrunk),
-        Dtype::F16 => shrink_item::<F16, FMA>(update, x, first_row, item, part, shrunk),
-        Dtype::Bf16 => shrink_item::<Bf16, FMA>(update, x, first_row, item, part, shrunk),
-    }
-}
-
-#[inline(always)]
-fn shrink_item<T: Packed, const FMA: bool>(
-    update: &LowRankUpdate,
-    x: &[f32],
-    first_row: usize,
-    item: &Item,
-    part: &Part,
-    shrunk: DisjointMut<'_, f32>,
-) {
-    let num_inputs = update.a.cols;
-    let row_bytes = num_inputs * T::SIZE;
-    for row in item.rows.clone() {
-        let x = &x[(first_row + row) * num_inputs..][..num_inputs];
-        let start = part.start + row * part.rank;
-        // SAFETY: items are disjoint in rows and ranks.
-        let out = unsafe { shrunk.slice(start + item.columns.start..start + item.columns.end) };
-        let a = &update.a.data[item.columns.start * row_bytes..item.columns.end * row_bytes];
-        let mut rank = 0;
-        while rank + 4 <= out.len() {
-            let dots = dots::<T, FMA, 4>(x, &a[rank * row_bytes..], row_bytes);
-            for i in 0..4 {
-                out[rank + i] = update.scale * dots[i];
-            }
-            rank += 4;
-        }
-        while rank < out.len() {
-            out[rank] = update.scale * dots::<T, FMA, 1>(x, &a[rank * row_bytes..], row_bytes)[0];
-            rank += 1;
-        }
-    }
-}
-
-/// Products of `x` with `ROWS` rows of A: lanes over inputs, then a fixed tree.
-#[inline(always)]
-fn dots<T: Packed, const FMA: bool, const ROWS: usize>(
-    x: &[f32],
-    a: &[u8],
-    row_bytes: usize,
-) -> [f32; ROWS] {
-    let mut acc = [[0.0; LANES]; ROWS];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for (index, x) in chunks.iter().enumerate() {
-        for row in 0..ROWS {
-            let a = load::<T>(&a[row * row_bytes + index * LANES * T::SIZE..]);
-            fma_lanes::<FMA>(x, &a, &mut acc[row]);
-        }
-    }
-    let first_rest = chunks.len() * LANES;
-    for (lane, &x) in rest.iter().enumerate() {
-        for row in 0..ROWS {
-            let a = T::at(&a[row * row_bytes..], first_rest + lane);
-            acc[row][lane] = fma::<FMA>(x, a, acc[row][lane]);
-        }
-    }
-    acc.map(sum_lanes)
-}
-
-multiversion! {
-    fn expand<'a>(b: &AdapterTensor, t: &[f32], first_row: usize, item: &Item, out: DisjointMut<'a, f32>)
-        = expand_body
-}
-
-#[inline(always)]
-fn expand_body<const FMA: bool>(
-    b: &AdapterTensor,
-    t: &[f32],
-    first_row: usize,
-    item: &Item,
-    out: DisjointMut<'_, f32>,
-) {
-    match b.dtype {
-        Dtype::F32 => expand_item::<f32, FMA>(b, t, first_row, item, out),
-        Dtype::F16 => expand_item::<F16, FMA>(b, t, first_row, item, out),
-        Dtype::Bf16 => expand_item::<Bf16, FMA>(b, t, first_row, item, out),
-    }
-}
-
-#[inline(always)]
-fn expand_item<T: Packed, const FMA: bool>(
-    b: &AdapterTensor,
-    t: &[f32],
-    first_row: usize,
-    item: &Item,
-    out: DisjointMut<'_, f32>,
-) {
-    let (rank, num_outputs) = (b.rows, b.cols);
-    for row in item.rows.clone() {
-        let t = &t[row * rank..(row + 1) * rank];
-        let start = (first_row + row) * num_outputs;
-        // SAFETY: items are disjoint in rows and columns, segments in rows.
-        let out = unsafe { out.slice(start + item.columns.start..start + item.columns.end) };
-        let mut column = 0;
-        while column + 4 * LANES <= out.len() {
-            expand_columns::<T, FMA, 4>(b, t, item.columns.start + column, &mut out[column..]);
-            column += 4 * LANES;
-        }
-        while column + LANES <= out.len() {
-            expand_columns::<T, FMA, 1>(b, t, item.columns.start + column, &mut out[column..]);
-            column += LANES;
-        }
-        for (i, out) in out.iter_mut().enumerate().skip(column) {
-            let mut acc = 0.0;
-            for (j, &t) in t.iter().enumerate() {
-                let b = T::at(&b.data, j * num_outputs + item.columns.start + i);
-                acc = fma::<FMA>(t, b, acc);
-            }
-            *out += acc;
-        }
-    }
-}
-
-/// `out[..16 W] += t B[:, column..]`
-#[inline(always)]
-fn expand_columns<T: Packed, const FMA: bool, const W: usize>(
-    b: &AdapterTensor,
-    t: &[f32],
-    column: usize,
-    out: &mut [f32],
-) {
-    let mut acc = [[0.0; LANES]; W];
-    for (j, &t) in t.iter().enumerate() {
-        let b = &b.data[(j * b.cols + column) * T::SIZE..];
-        for (w, acc) in acc.iter_mut().enumerate() {
-            let b = load::<T>(&b[w * LANES * T::SIZE..]);
-            for lane in 0..LANES {
-                acc[lane] = fma::<FMA>(t, b[lane], acc[lane]);
-            }
-        }
-    }
-    for (out, acc) in out.chunks_exact_mut(LANES).zip(&acc) {
-        for lane in 0..LANES {
-            out[lane] += acc[lane];
-        }
     }
 }
 

@@ -1,0 +1,136 @@
+//! `y[t,c] += Σ_j t[t,j] B[j,c]`   t:[T,r] B:[r,N] y:[T,N]
+//!
+//! Lanes run over c; ranks are summed in order, whatever rows and columns are computed beside.
+
+use super::Item;
+use crate::lanes::{Bf16, F16, LANES};
+use crate::pool::DisjointMut;
+use crate::vector::{Stored, Vector, multivector};
+use weft_types::{AdapterTensor, Dtype};
+
+multivector! {
+    /// Adds to the columns `item.columns` of `item.rows`; t starts at the segment's first row,
+    /// which is row `first_row` of `out`.
+    pub(super) fn expand<'a>(b: &AdapterTensor, t: &[f32], first_row: usize, item: &Item, out: DisjointMut<'a, f32>)
+        = expand_body
+}
+
+#[inline(always)]
+fn expand_body<V: Vector>(
+    b: &AdapterTensor,
+    t: &[f32],
+    first_row: usize,
+    item: &Item,
+    out: DisjointMut<'_, f32>,
+) {
+    let expand = Expand { b, t, first_row, item, out };
+    match b.dtype {
+        Dtype::F32 => expand.run::<f32, V>(),
+        Dtype::F16 => expand.run::<F16, V>(),
+        Dtype::Bf16 => expand.run::<Bf16, V>(),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Expand<'a> {
+    b: &'a AdapterTensor,
+    t: &'a [f32],
+    first_row: usize,
+    item: &'a Item,
+    out: DisjointMut<'a, f32>,
+}
+
+impl Expand<'_> {
+    #[inline(always)]
+    fn run<T: Stored, V: Vector>(self) {
+        let mut row = self.item.rows.start;
+        while row + V::BLOCK <= self.item.rows.end {
+            match V::BLOCK {
+                4 => self.rows::<T, V, 4>(row),
+                _ => self.rows::<T, V, 2>(row),
+            }
+            row += V::BLOCK;
+        }
+        while row < self.item.rows.end {
+            self.rows::<T, V, 1>(row);
+            row += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn rows<T: Stored, V: Vector, const ROWS: usize>(self, row: usize) {
+        let mut column = self.item.columns.start;
+        while column + V::BLOCK * LANES <= self.item.columns.end {
+            match V::BLOCK {
+                4 => self.block::<T, V, ROWS, 4>(row, column),
+                _ => self.block::<T, V, ROWS, 2>(row, column),
+            }
+            column += V::BLOCK * LANES;
+        }
+        while column + LANES <= self.item.columns.end {
+            self.block::<T, V, ROWS, 1>(row, column);
+            column += LANES;
+        }
+        for i in 0..ROWS {
+            let rest = column..self.item.columns.end;
+            let t = &self.t[(row + i) * self.b.rows..][..self.b.rows];
+            for (column, out) in rest.clone().zip(self.out_row(row + i, rest)) {
+                let mut acc = 0.0;
+                for (j, &t) in t.iter().enumerate() {
+                    let b = T::at(&self.b.data[(j * self.b.cols + column) * T::SIZE..]);
+                    acc = V::scalar_mul_add(t, b, acc);
+                }
+                *out += acc;
+            }
+        }
+    }
+
+    /// Columns of a row of y, which are this item's alone.
+    #[inline(always)]
+    fn out_row<'b>(self, row: usize, columns: std::ops::Range<usize>) -> &'b mut [f32]
+    where
+        Self: 'b,
+    {
+        let start = (self.first_row + row) * self.b.cols;
+        // SAFETY: items are disjoint in rows and columns, segments in rows; a row is borrowed once
+        // at a time.
+        unsafe { self.out.slice(start + columns.start..start + columns.end) }
+    }
+
+    /// `y[row.., column..] += t[row..] B[:, column..]` for `ROWS` rows and `16 WIDTH` columns.
+    #[inline(always)]
+    fn block<T: Stored, V: Vector, const ROWS: usize, const WIDTH: usize>(
+        self,
+        row: usize,
+        column: usize,
+    ) {
+        let (rank, num_outputs) = (self.b.rows, self.b.cols);
+        let mut t: [&[f32]; ROWS] = [&[]; ROWS];
+        for i in 0..ROWS {
+            t[i] = &self.t[(row + i) * rank..(row + i + 1) * rank];
+        }
+        let mut acc = [[V::splat(0.0); WIDTH]; ROWS];
+        for j in 0..rank {
+            let b = &self.b.data[(j * num_outputs + column) * T::SIZE..];
+            let mut columns = [V::splat(0.0); WIDTH];
+            for w in 0..WIDTH {
+                columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);
+            }
+            for i in 0..ROWS {
+                let t = V::splat(t[i][j]);
+                for w in 0..WIDTH {
+                    acc[i][w] = t.mul_add(columns[w], acc[i][w]);
+                }
+            }
+        }
+        for i in 0..ROWS {
+            let out = self.out_row(row + i, column..column + WIDTH * LANES);
+            for w in 0..WIDTH {
+                let lanes = acc[i][w].to_lanes();
+                for (out, lane) in out[w * LANES..].iter_mut().zip(lanes) {
+                    *out += lane;
+                }
+            }
+        }
+    }
+}

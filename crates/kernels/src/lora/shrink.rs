@@ -1,0 +1,121 @@
+//! `t[t,j] = s · Σ_k x[t,k] A[j,k]`   x:[T,K] A:[r,K] t:[T,r]
+//!
+//! Lanes run over k; a dot product's sums and their order do not depend on the rows or ranks that
+//! are computed beside it.
+
+use super::{Item, Part};
+use crate::lanes::{Bf16, F16, LANES, sum_lanes};
+use crate::pool::DisjointMut;
+use crate::vector::{Stored, Vector, multivector};
+use weft_types::{Dtype, LowRankUpdate};
+
+multivector! {
+    /// Computes the ranks `item.columns` of `item.rows`; x starts at the segment's first row.
+    pub(super) fn shrink<'a>(update: &LowRankUpdate, x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
+        = shrink_body
+}
+
+#[inline(always)]
+fn shrink_body<V: Vector>(
+    update: &LowRankUpdate,
+    x: &[f32],
+    item: &Item,
+    part: &Part,
+    shrunk: DisjointMut<'_, f32>,
+) {
+    let shrink = Shrink { update, x, item, part, shrunk };
+    match update.a.dtype {
+        Dtype::F32 => shrink.run::<f32, V>(),
+        Dtype::F16 => shrink.run::<F16, V>(),
+        Dtype::Bf16 => shrink.run::<Bf16, V>(),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Shrink<'a> {
+    update: &'a LowRankUpdate,
+    x: &'a [f32],
+    item: &'a Item,
+    part: &'a Part,
+    shrunk: DisjointMut<'a, f32>,
+}
+
+impl Shrink<'_> {
+    #[inline(always)]
+    fn run<T: Stored, V: Vector>(self) {
+        let mut row = self.item.rows.start;
+        while row + V::BLOCK <= self.item.rows.end {
+            match V::BLOCK {
+                4 => self.rows::<T, V, 4>(row),
+                _ => self.rows::<T, V, 2>(row),
+            }
+            row += V::BLOCK;
+        }
+        while row < self.item.rows.end {
+            self.rows::<T, V, 1>(row);
+            row += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn rows<T: Stored, V: Vector, const ROWS: usize>(self, row: usize) {
+        let mut rank = self.item.columns.start;
+        while rank + V::BLOCK <= self.item.columns.end {
+            match V::BLOCK {
+                4 => self.dots::<T, V, ROWS, 4>(row, rank),
+                _ => self.dots::<T, V, ROWS, 2>(row, rank),
+            }
+            rank += V::BLOCK;
+        }
+        while rank < self.item.columns.end {
+            self.dots::<T, V, ROWS, 1>(row, rank);
+            rank += 1;
+        }
+    }
+
+    /// Products of `ROWS` rows of x with `RANKS` rows of A: lanes over inputs, then a fixed tree.
+    #[inline(always)]
+    fn dots<T: Stored, V: Vector, const ROWS: usize, const RANKS: usize>(
+        self,
+        row: usize,
+        rank: usize,
+    ) {
+        let num_inputs = self.update.a.cols;
+        let mut x: [&[f32]; ROWS] = [&[]; ROWS];
+        for i in 0..ROWS {
+            x[i] = &self.x[(row + i) * num_inputs..(row + i + 1) * num_inputs];
+        }
+        let row_bytes = num_inputs * T::SIZE;
+        let mut a: [&[u8]; RANKS] = [&[]; RANKS];
+        for j in 0..RANKS {
+            a[j] = &self.update.a.data[(rank + j) * row_bytes..(rank + j + 1) * row_bytes];
+        }
+        let mut acc = [[V::splat(0.0); RANKS]; ROWS];
+        let mut k = 0;
+        while k + LANES <= num_inputs {
+            let mut columns = [V::splat(0.0); RANKS];
+            for j in 0..RANKS {
+                columns[j] = T::load::<V>(&a[j][k * T::SIZE..]);
+            }
+            for i in 0..ROWS {
+                let x = V::load(x[i][k..].first_chunk().expect("checked by the loop"));
+                for j in 0..RANKS {
+                    acc[i][j] = x.mul_add(columns[j], acc[i][j]);
+                }
+            }
+            k += LANES;
+        }
+        for i in 0..ROWS {
+            for j in 0..RANKS {
+                let mut lanes = acc[i][j].to_lanes();
+                for (lane, k) in (k..num_inputs).enumerate() {
+                    let a = T::at(&a[j][k * T::SIZE..]);
+                    lanes[lane] = V::scalar_mul_add(x[i][k], a, lanes[lane]);
+                }
+                let index = self.part.start + (row + i) * self.part.rank + rank + j;
+                // SAFETY: items are disjoint in rows and ranks.
+                unsafe { self.shrunk.write(index, self.update.scale * sum_lanes(lanes)) };
+            }
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Sixteen lanes as registers, for kernels whose sums fill the register file: there the compiler
+//! does not find the vectors in plain loops over [`crate::lanes`].
+//!
+//! The same kernel body is compiled for each type by [`multivector!`]. Bits may differ between types
+//! (some fuse multiplication and addition), never between calls of one.
+
+use crate::isa::PORTABLE_FMA;
+use crate::lanes::{Bf16, Element, F16, LANES, Lanes, fma};
+
+/// Sixteen values in registers. The methods of a type may be called only inside functions that are
+/// compiled for its instruction set, on machines that have it: only [`multivector!`] names types.
+pub(crate) trait Vector: Copy {
+    /// Rows and columns of accumulators that the register file holds beside the operands are
+    /// `BLOCK * BLOCK`: 4 or 2.
+    const BLOCK: usize;
+    /// All lanes the same.
+    fn splat(value: f32) -> Self;
+    /// `self * b + c`
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// From memory.
+    fn load(source: &Lanes) -> Self;
+    /// From little-endian single precision.
+    fn load_f32(source: &[u8; 4 * LANES]) -> Self;
+    /// From little-endian half precision.
+    fn load_f16(source: &[u8; 2 * LANES]) -> Self;
+    /// From little-endian bfloat16.
+    fn load_bf16(source: &[u8; 2 * LANES]) -> Self;
+    /// To memory.
+    fn to_lanes(self) -> Lanes;
+    /// One lane's `a * b + c`, with the same rounding.
+    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32;
+}
+
+/// What the compiler makes of plain loops.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable(Lanes);
+
+impl Vector for Portable {
+    const BLOCK: usize = 2;
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        Self([value; LANES])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        let mut sum = c;
+        for lane in 0..LANES {
+            sum.0[lane] = Self::scalar_mul_add(self.0[lane], b.0[lane], c.0[lane]);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn load(source: &Lanes) -> Self {
+        Self(*source)
+    }
+
+    #[inline(always)]
+    fn load_f32(source: &[u8; 4 * LANES]) -> Self {
+        Self(lanes_from(source, f32::from_le_bytes))
+    }
+
+    #[inline(always)]
+    fn load_f16(source: &[u8; 2 * LANES]) -> Self {
+        Self(lanes_from(source, |bytes| F16(u16::from_le_bytes(bytes)).to_f32()))
+    }
+
+    #[inline(always)]
+    fn load_bf16(source: &[u8; 2 * LANES]) -> Self {
+        Self(lanes_from(source, |bytes| Bf16(u16::from_le_bytes(bytes)).to_f32()))
+    }
+
+    #[inline(always)]
+    fn to_lanes(self) -> Lanes {
+        self.0
+    }
+
+    #[inline(always)]
+    fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
+        fma::<PORTABLE_FMA>(a, b, c)
+    }
+}
+
+#[inline(always)]
+fn lanes_from<const SIZE: usize>(source: &[u8], value: impl Fn([u8; SIZE]) -> f32) -> Lanes {
+    let mut lanes = [0.0; LANES];
+    for (lane, &bytes) in lanes.iter_mut().zip(source.as_chunks().0) {
+        *lane = value(bytes);
+    }
+    lanes
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LANES, Lanes, Vector};
+    use std::arch::x86_64::{
+        __m128i, __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
+        _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps,
+        _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
+        _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_slli_epi32,
+        _mm512_storeu_ps,
+    };
+
+    /// Two registers of AVX2 with FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2([__m256; 2]);
+
+    // Every block below is safe for the same reasons: by the trait's rule the machine has the
+    // instructions, and pointers come from references to sixteen elements.
+    impl Vector for Avx2 {
+        const BLOCK: usize = 2;
+
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            Self([unsafe { _mm256_set1_ps(value) }; 2])
+        }
+
+        #[inline(always)]
+        fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                Self([
+                    _mm256_fmadd_ps(self.0[0], b.0[0], c.0[0]),
+                    _mm256_fmadd_ps(self.0[1], b.0[1], c.0[1]),
+                ])
+            }
+        }
+
+        #[inline(always)]
+        fn load(source: &Lanes) -> Self {
+            let source = source.as_ptr();
+            // SAFETY: see above.
+            unsafe { Self([_mm256_loadu_ps(source), _mm256_loadu_ps(source.add(8))]) }
+        }
+
+        #[inline(always)]
+        fn load_f32(source: &[u8; 4 * LANES]) -> Self {
+            let source = source.as_ptr().cast::<f32>();
+            // SAFETY: see above.
+            unsafe { Self([_mm256_loadu_ps(source), _mm256_loadu_ps(source.add(8))]) }
+        }
+
+        #[inline(always)]
+        fn load_f16(source: &[u8; 2 * LANES]) -> Self {
+            let source = source.as_ptr().cast::<__m128i>();
+            // SAFETY: see above.
+            unsafe {
+                let (low, high) = (_mm_loadu_si128(source), _mm_loadu_si128(source.add(1)));
+                Self([_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)])
+            }
+        }
+
+        #[inline(always)]
+        fn load_bf16(source: &[u8; 2 * LANES]) -> Self {
+            let source = source.as_ptr().cast::<__m128i>();
+            // SAFETY: see above.
+            unsafe {
+                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(source));
+                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.add(1)));
+                Self([
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                ])
+            }
+        }
+
+        #[inline(always)]
+        fn to_lanes(self) -> Lanes {
+            let mut lanes = [0.0; LANES];
+            let out = lanes.as_mut_ptr();
+            // SAFETY: see above.
+            unsafe {
+                _mm256_storeu_ps(out, self.0[0]);
+                _mm256_storeu_ps(out.add(8), self.0[1]);
+            }
+            lanes
+        }
+
+        #[inline(always)]
+        fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+    }
+
+    /// One register of AVX-512.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(__m512);
+
+    impl Vector for Avx512 {
+        const BLOCK: usize = 4;
+
+        #[inline(always)]
+        fn splat(value: f32) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_set1_ps(value) })
+        }
+
+        #[inline(always)]
+        fn mul_add(self, b: Self, c: Self) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+        }
+
+        #[inline(always)]
+        fn load(source: &Lanes) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_loadu_ps(source.as_ptr()) })
+        }
+
+        #[inline(always)]
+        fn load_f32(source: &[u8; 4 * LANES]) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_loadu_ps(source.as_ptr().cast()) })
+        }
+
+        #[inline(always)]
+        fn load_f16(source: &[u8; 2 * LANES]) -> Self {
+            // SAFETY: see above.
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(source.as_ptr().cast())) })
+        }
+
+        #[inline(always)]
+        fn load_bf16(source: &[u8; 2 * LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.as_ptr().cast()));
+                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
+        }
+
+        #[inline(always)]
+        fn to_lanes(self) -> Lanes {
+            let mut lanes = [0.0; LANES];
+            // SAFETY: see above.
+            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
+            lanes
+        }
+
+        #[inline(always)]
+        fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
+            a.mul_add(b, c)
+        }
+    }
+}
+
+/// An element of stored matrices, read from bytes at any alignment.
+pub(crate) trait Stored {
+    /// Bytes of one.
+    const SIZE: usize;
+    /// Sixteen elements from the front of `bytes`.
+    fn load<V: Vector>(bytes: &[u8]) -> V;
+    /// The element at the front of `bytes`.
+    fn at(bytes: &[u8]) -> f32;
+}
+
+/// The first `N` bytes.
+#[inline(always)]
+fn first<const N: usize>(bytes: &[u8]) -> &[u8; N] {
+    bytes.first_chunk().expect("a matrix ends with its last element")
+}
+
+impl Stored for f32 {
+    const SIZE: usize = 4;
+    #[inline(always)]
+    fn load<V: Vector>(bytes: &[u8]) -> V {
+        V::load_f32(first(bytes))
+    }
+    #[inline(always)]
+    fn at(bytes: &[u8]) -> f32 {
+        Self::from_le_bytes(*first(bytes))
+    }
+}
+
+impl Stored for F16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    fn load<V: Vector>(bytes: &[u8]) -> V {
+        V::load_f16(first(bytes))
+    }
+    #[inline(always)]
+    fn at(bytes: &[u8]) -> f32 {
+        Self(u16::from_le_bytes(*first(bytes))).to_f32()
+    }
+}
+
+impl Stored for Bf16 {
+    const SIZE: usize = 2;
+    #[inline(always)]
+    fn load<V: Vector>(bytes: &[u8]) -> V {
+        V::load_bf16(first(bytes))
+    }
+    #[inline(always)]
+    fn at(bytes: &[u8]) -> f32 {
+        Self(u16::from_le_bytes(*first(bytes))).to_f32()
+    }
+}
+
+/// Defines `fn $name(isa, args…)` that runs `$body::<V>(args…)` compiled for `isa`, with the
+/// [`Vector`] of that set.
+///
+/// `$body` and all that it calls are `#[inline(always)]` and pass no closures, so that vectors stay
+/// in registers.
+macro_rules! multivector {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$lt:lifetime>)? ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
+        $(#[$meta])*
+        $vis fn $name $(<$lt>)? (isa: $crate::isa::Isa, $($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+            fn avx512 $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Avx512>($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2 $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Avx2>($($arg),*) }
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which
+                // checked that this machine has the features.
+                $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => $body::<$crate::vector::Portable>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multivector;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    multivector! {
+        fn widen(bytes: &[u8; 64], halves: &mut Lanes, bfloats: &mut Lanes, floats: &mut Lanes)
+            = widen_body
+    }
+
+    #[inline(always)]
+    fn widen_body<V: Vector>(
+        bytes: &[u8; 64],
+        halves: &mut Lanes,
+        bfloats: &mut Lanes,
+        floats: &mut Lanes,
+    ) {
+        *halves = F16::load::<V>(bytes).to_lanes();
+        *bfloats = Bf16::load::<V>(bytes).to_lanes();
+        *floats = f32::load::<V>(bytes).to_lanes();
+    }
+
+    #[test]
+    fn every_finite_value_is_widened_exactly_on_every_set() {
+        for isa in crate::Isa::available() {
+            for first in (0..=u16::MAX).step_by(32) {
+                let words: [u16; 32] = std::array::from_fn(|i| first + i as u16);
+                let mut bytes = [0; 64];
+                for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
+                    *bytes = word.to_le_bytes();
+                }
+                let mut lanes = [[0.0; LANES]; 3];
+                let [halves, bfloats, floats] = &mut lanes;
+                widen(isa, &bytes, halves, bfloats, floats);
+                for lane in 0..LANES {
+                    let want = half::f16::from_bits(words[lane]);
+                    if want.is_finite() {
+                        assert_eq!(halves[lane].to_bits(), want.to_f32().to_bits(), "{isa}");
+                    }
+                    assert_eq!(bfloats[lane].to_bits(), u32::from(words[lane]) << 16, "{isa}");
+                    let (low, high) = (words[2 * lane], words[2 * lane + 1]);
+                    let want = u32::from(high) << 16 | u32::from(low);
+                    assert_eq!(floats[lane].to_bits(), want, "{isa}");
+                }
+            }
+        }
+    }
+}
