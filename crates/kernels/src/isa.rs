@@ -11,6 +11,8 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI.
     Avx512,
+    /// The same with AMX tiles of 8-bit integers.
+    Amx,
 }
 
 impl Isa {
@@ -42,6 +44,9 @@ impl Isa {
             {
                 sets.push(Self::Avx512);
             }
+            if sets.len() == 3 && crate::matmul::amx::is_available() {
+                sets.push(Self::Amx);
+            }
         }
         sets
     }
@@ -54,6 +59,7 @@ impl fmt::Display for Isa {
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512 VNNI",
+            Self::Amx => "AMX",
         })
     }
 }
@@ -82,7 +88,7 @@ macro_rules! multiversion {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which
                 // checked that this machine has the features.
-                $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -125,34 +125,41 @@ impl KvCache {
         }
     }
 
-    /// Keys `[head_dim, 16]` and values `[16, head_dim]` of a block, in single precision.
-    #[inline(always)] // so that it is compiled for the caller's instruction set
-    pub(crate) fn read_page_into(
-        &self,
-        block: BlockId,
-        layer: usize,
-        head: usize,
-        keys: &mut [f32],
-        values: &mut [f32],
-    ) {
-        let half = self.shape.half_page();
-        let start = page_start(self.shape, block, layer, head);
-        let (keys, values) = (&mut keys[..half], &mut values[..half]);
-        match &self.storage {
-            Storage::F32(data) => {
-                keys.copy_from_slice(&data[start..start + half]);
-                values.copy_from_slice(&data[start + half..start + 2 * half]);
-            }
-            Storage::F16(data) => {
-                read::<F16>(&data[start..start + half], keys, F16);
-                read::<F16>(&data[start + half..start + 2 * half], values, F16);
-            }
-            Storage::Bf16(data) => {
-                read::<Bf16>(&data[start..start + half], keys, Bf16);
-                read::<Bf16>(&data[start + half..start + 2 * half], values, Bf16);
-            }
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        match self.storage {
+            Storage::F32(_) => KvDtype::F32,
+            Storage::F16(_) => KvDtype::F16,
+            Storage::Bf16(_) => KvDtype::Bf16,
         }
     }
+
+    /// Keys `[head_dim, 16]` and values `[16, head_dim]` of a block, layer and head, as bytes.
+    #[inline]
+    pub(crate) fn page(&self, block: BlockId, layer: usize, head: usize) -> (&[u8], &[u8]) {
+        let half = self.shape.half_page();
+        let start = page_start(self.shape, block, layer, head);
+        let range = start..start + 2 * half;
+        let bytes = match &self.storage {
+            Storage::F32(data) => bytes_of(&data[range]),
+            Storage::F16(data) | Storage::Bf16(data) => bytes_of(&data[range]),
+        };
+        bytes.split_at(bytes.len() / 2)
+    }
+}
+
+#[cfg(target_endian = "big")]
+compile_error!("kernels read the cache as little-endian bytes");
+
+/// A marker for [`bytes_of`]: numbers without padding.
+trait Plain {}
+impl Plain for f32 {}
+impl Plain for u16 {}
+
+fn bytes_of<T: Plain>(numbers: &[T]) -> &[u8] {
+    // SAFETY: plain numbers are all bytes, and bytes have no alignment.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
 }
 
 /// Where one token's keys and values go.
@@ -167,13 +174,6 @@ pub struct KvSlot {
 fn page_start(shape: KvShape, block: BlockId, layer: usize, head: usize) -> usize {
     let page = (block.0 as usize * shape.num_layers + layer) * shape.num_kv_heads + head;
     page * 2 * shape.half_page()
-}
-
-#[inline(always)]
-fn read<T: Element>(source: &[u16], out: &mut [f32], wrap: impl Fn(u16) -> T) {
-    for (out, &bits) in out.iter_mut().zip(source) {
-        *out = wrap(bits).to_f32();
-    }
 }
 
 /// A number as it lies in memory.

@@ -7,7 +7,10 @@
 use crate::Isa;
 use crate::isa::multiversion;
 use crate::pool::{DisjointMut, ThreadPool};
-use crate::weight::GROUP;
+use crate::weight::{CacheLine, GROUP};
+
+/// The buffers have room for a multiple of these rows.
+pub(crate) const ROWS_PER_BLOCK: usize = 16;
 
 /// Quantized rows. The buffers are reused from call to call.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +21,12 @@ pub struct QuantizedRows {
     pub(crate) scales: Vec<f32>,
     /// Sums of codes over 16 inputs: `[num_rows, num_inputs / 16]`
     pub(crate) sums: Vec<i32>,
+    /// `scale * sum` of each group, what a weight's min is multiplied with:
+    /// `[num_rows, num_inputs / 32]`
+    pub(crate) totals: Vec<f32>,
+    /// The codes as AMX reads them, one line a row and group, if it does:
+    /// `[num_rows / 16, num_inputs / 32, 16]`
+    pub(crate) planes: Vec<CacheLine>,
     pub(crate) num_inputs: usize,
 }
 
@@ -30,26 +39,48 @@ impl QuantizedRows {
         assert!(num_inputs.is_multiple_of(GROUP) && x.len().is_multiple_of(num_inputs));
         let num_rows = x.len() / num_inputs;
         self.num_inputs = num_inputs;
-        self.codes.resize(x.len(), 0);
-        self.scales.resize(x.len() / GROUP, 0.0);
-        self.sums.resize(x.len() / 16, 0);
+        // AMX reads whole blocks of rows, and what it makes of those beyond the last is dropped.
+        let len = num_rows.next_multiple_of(ROWS_PER_BLOCK) * num_inputs;
+        self.codes.resize(len, 0);
+        self.scales.resize(len / GROUP, 0.0);
+        self.sums.resize(len / 16, 0);
+        self.totals.resize(len / GROUP, 0.0);
+        let num_planes = if isa == Isa::Amx { len / GROUP } else { 0 };
+        self.planes.resize(num_planes, CacheLine([0; 64]));
         let codes = DisjointMut::new(&mut self.codes);
         let scales = DisjointMut::new(&mut self.scales);
         let sums = DisjointMut::new(&mut self.sums);
+        let totals = DisjointMut::new(&mut self.totals);
+        let planes = DisjointMut::new(&mut self.planes);
         pool.run(num_rows, 8, |rows| {
             let range = rows.start * num_inputs..rows.end * num_inputs;
             let groups = range.start / GROUP..range.end / GROUP;
             let halves = range.start / 16..range.end / 16;
             // SAFETY: each row is in one claimed range.
-            let (codes, scales, sums) =
-                unsafe { (codes.slice(range.clone()), scales.slice(groups), sums.slice(halves)) };
-            quantize_groups(isa, &x[range], codes, scales, sums);
+            let (codes, scales, sums, totals) = unsafe {
+                (
+                    codes.slice(range.clone()),
+                    scales.slice(groups.clone()),
+                    sums.slice(halves),
+                    totals.slice(groups),
+                )
+            };
+            quantize_groups(isa, &x[range], codes, scales, sums, totals);
+            #[cfg(target_arch = "x86_64")]
+            if isa == Isa::Amx {
+                for (row, codes) in rows.zip(codes.chunks_exact(num_inputs)) {
+                    // SAFETY: as above.
+                    unsafe { crate::matmul::amx::split_row(codes, row, planes) };
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = planes;
         });
     }
 }
 
 multiversion! {
-    fn quantize_groups(x: &[f32], codes: &mut [i16], scales: &mut [f32], sums: &mut [i32])
+    fn quantize_groups(x: &[f32], codes: &mut [i16], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32])
         = quantize_groups_body
 }
 
@@ -59,29 +90,34 @@ fn quantize_groups_body<const FMA: bool>(
     codes: &mut [i16],
     scales: &mut [f32],
     sums: &mut [i32],
+    totals: &mut [f32],
 ) {
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;
     let groups = x.as_chunks::<GROUP>().0.iter().zip(codes.as_chunks_mut::<GROUP>().0);
     for (index, (x, codes)) in groups.enumerate() {
-        let mut lanes = [0.0f32; 16];
-        for k in 0..GROUP {
-            let magnitude = x[k].abs();
-            lanes[k % 16] = if magnitude > lanes[k % 16] { magnitude } else { lanes[k % 16] };
+        let (low, high) = x.split_at(GROUP / 2);
+        let mut lanes = [0.0f32; GROUP / 2];
+        for lane in 0..GROUP / 2 {
+            let (low, high) = (low[lane].abs(), high[lane].abs());
+            lanes[lane] = if low > high { low } else { high };
         }
         let largest = crate::lanes::max_lanes(lanes);
         let scale = largest / 32767.0;
         let inverse = if largest > 0.0 { 32767.0 / largest } else { 0.0 };
         scales[index] = scale;
-        for half in 0..2 {
-            let mut sum = 0;
-            for k in half * 16..half * 16 + 16 {
-                let code = (x[k] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-                codes[k] = code as i16;
-                sum += i32::from(code as i16);
-            }
-            sums[2 * index + half] = sum;
+        let mut wide = [0i32; GROUP];
+        for k in 0..GROUP {
+            let code = (x[k] * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
+            wide[k] = i32::from(code as i16);
         }
+        for k in 0..GROUP {
+            codes[k] = wide[k] as i16;
+        }
+        let (low, high) = wide.split_at(GROUP / 2);
+        sums[2 * index] = low.iter().sum();
+        sums[2 * index + 1] = high.iter().sum();
+        totals[index] = scale * (sums[2 * index] + sums[2 * index + 1]) as f32;
     }
 }
 

@@ -5,7 +5,7 @@
 //! (some fuse multiplication and addition), never between calls of one.
 
 use crate::isa::PORTABLE_FMA;
-use crate::lanes::{Bf16, Element, F16, LANES, Lanes, fma};
+use crate::lanes::{Bf16, Element, F16, LANES, Lanes, exp, fma};
 
 /// Sixteen values in registers. The methods of a type may be called only inside functions that are
 /// compiled for its instruction set, on machines that have it: only [`multivector!`] names types.
@@ -29,6 +29,8 @@ pub(crate) trait Vector: Copy {
     fn to_lanes(self) -> Lanes;
     /// One lane's `a * b + c`, with the same rounding.
     fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32;
+    /// One lane's e^x, as [`crate::lanes::exp`].
+    fn exp(x: f32) -> f32;
 }
 
 /// What the compiler makes of plain loops.
@@ -81,6 +83,11 @@ impl Vector for Portable {
     fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
         fma::<PORTABLE_FMA>(a, b, c)
     }
+
+    #[inline(always)]
+    fn exp(x: f32) -> f32 {
+        exp::<PORTABLE_FMA>(x)
+    }
 }
 
 #[inline(always)]
@@ -97,7 +104,7 @@ pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{LANES, Lanes, Vector};
+    use super::{LANES, Lanes, Vector, exp};
     use std::arch::x86_64::{
         __m128i, __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
         _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps,
@@ -186,6 +193,11 @@ mod x86 {
         fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
         }
+
+        #[inline(always)]
+        fn exp(x: f32) -> f32 {
+            exp::<true>(x)
+        }
     }
 
     /// One register of AVX-512.
@@ -246,11 +258,16 @@ mod x86 {
         fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
             a.mul_add(b, c)
         }
+
+        #[inline(always)]
+        fn exp(x: f32) -> f32 {
+            exp::<true>(x)
+        }
     }
 }
 
 /// An element of stored matrices, read from bytes at any alignment.
-pub(crate) trait Stored {
+pub(crate) trait Stored: Copy {
     /// Bytes of one.
     const SIZE: usize;
     /// Sixteen elements from the front of `bytes`.
@@ -320,7 +337,7 @@ macro_rules! multivector {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which
                 // checked that this machine has the features.
-                $crate::isa::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::isa::Isa::Avx512 | $crate::isa::Isa::Amx => unsafe { avx512($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -239,9 +239,10 @@ struct AlignedBytes {
     lines: Vec<CacheLine>,
 }
 
-#[derive(Clone, Copy)]
+/// Bytes that a tile row or a vector fills.
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct CacheLine([u8; 64]);
+pub(crate) struct CacheLine(pub(crate) [u8; 64]);
 
 impl AlignedBytes {
     fn zeroed(num_bytes: usize) -> Self {

@@ -1,7 +1,7 @@
 //! Against a double-precision reference over the whole context, and against itself chunked.
 
 use super::*;
-use crate::kv::{KvDtype, KvShape, KvSlot};
+use crate::kv::{BLOCK_SIZE, KvDtype, KvShape, KvSlot};
 
 struct Case {
     shape: AttentionShape,

@@ -80,7 +80,7 @@ unsafe fn rows_at<const ROWS: usize>(
 /// 32 bytes are readable at `source`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn halves(source: *const u8) -> __m512 {
+pub(super) unsafe fn halves(source: *const u8) -> __m512 {
     // SAFETY: as promised by the caller.
     let bits: __m256i = unsafe { _mm256_loadu_si256(source.cast()) };
     _mm512_cvtph_ps(bits)
@@ -143,11 +143,9 @@ unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) 
             let (scale, min) = (halves(block), halves(block.add(32)));
             for row in 0..ROWS {
                 let index = (first + row) * num_groups + group;
-                let x_scale = *x.scales.get_unchecked(index);
-                let x_sum = *x.sums.get_unchecked(2 * index) + *x.sums.get_unchecked(2 * index + 1);
-                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(*x.scales.get_unchecked(index)));
                 acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[row]), scaled, acc[row]);
-                let x_total = _mm512_set1_ps(x_scale * x_sum as f32);
+                let x_total = _mm512_set1_ps(*x.totals.get_unchecked(index));
                 acc[row] = _mm512_fmadd_ps(min, x_total, acc[row]);
             }
             block = block.add(320);
@@ -202,11 +200,10 @@ unsafe fn w8<const ROWS: usize, const WIDTH: usize, const HAS_MIN: bool>(
             let scale = halves(block);
             for row in 0..ROWS {
                 let index = ((first + row) * x.num_inputs + group * WIDTH) / GROUP;
-                let x_scale = *x.scales.get_unchecked(index);
-                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(*x.scales.get_unchecked(index)));
                 acc[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[row]), scaled, acc[row]);
                 if HAS_MIN {
-                    let x_total = _mm512_set1_ps(x_scale * x_sums[row] as f32);
+                    let x_total = _mm512_set1_ps(*x.totals.get_unchecked(index));
                     acc[row] = _mm512_fmadd_ps(halves(block.add(32)), x_total, acc[row]);
                 }
             }

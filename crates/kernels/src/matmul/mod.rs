@@ -3,8 +3,11 @@
 //! Work is split by tiles of sixteen outputs. A tile's weights are read once for all rows, eight
 //! rows at a time in registers. For integer formats the products of a group are summed exactly in
 //! 32-bit integers, then scaled and added in single precision, group by group: an order that
-//! depends on neither the number of rows nor the threads.
+//! depends on neither the number of rows nor the threads. AMX and AVX-512 give the same bits, so
+//! that each can take the row counts that it is faster at.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +26,9 @@ pub(crate) type TileSums = [[f32; TILE]; MAX_ROWS];
 
 /// Rows whose sums are kept in registers at once.
 pub(crate) const MAX_ROWS: usize = 8;
+
+/// Tiles that are computed at once.
+const TILES_PER_STEP: usize = 2;
 
 /// The input of a matmul.
 #[derive(Clone, Copy, Debug)]
@@ -84,31 +90,56 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
         num_tiles += job.weight.num_tiles();
     }
     // About eight claims a thread: enough to even out, few enough to be cheap.
-    let grain = num_tiles.div_ceil(pool.num_threads() * 8);
+    let grain = num_tiles.div_ceil(pool.num_threads() * 8).next_multiple_of(TILES_PER_STEP);
     pool.run(num_tiles, grain, |tiles| {
-        for tile in tiles {
+        #[cfg(target_arch = "x86_64")]
+        let registers = (isa == Isa::Amx).then(amx::TileRegisters::configure);
+        let mut tile = tiles.start;
+        while tile < tiles.end {
             let target = targets.iter().flatten().rev().find(|target| target.first_tile <= tile);
             let target = target.expect("the first target starts at tile 0");
-            let (weight, tile) = (target.weight, tile - target.first_tile);
-            let columns = tile * TILE..((tile + 1) * TILE).min(weight.num_outputs());
-            let bias = target.bias.map(|bias| &bias[columns.clone()]);
+            let weight = target.weight;
+            let first = tile - target.first_tile;
+            let last = (tiles.end - target.first_tile).min(weight.num_tiles());
+            let local = first..last.min(first + TILES_PER_STEP);
+            tile += local.len();
+            let store_row = |tile: usize, row: usize, sums: &[f32; TILE]| {
+                let columns = tile * TILE..((tile + 1) * TILE).min(weight.num_outputs());
+                let bias = target.bias.map(|bias| &bias[columns.clone()]);
+                let start = row * weight.num_outputs();
+                // SAFETY: tiles are disjoint columns, and each is claimed once.
+                let out = unsafe { target.out.slice(start + columns.start..start + columns.end) };
+                store(sums, bias, target.accumulate, out);
+            };
+            #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+            let mut first_row = 0;
+            #[cfg(target_arch = "x86_64")]
+            if let Some(registers) = &registers {
+                let (x, num_rows) = (input.quantized, input.num_rows);
+                first_row = registers.tiles(weight, local.clone(), x, num_rows, store_row);
+            }
             let mut sums = TileSums::default();
-            for row in (0..input.num_rows).step_by(MAX_ROWS) {
-                let num_rows = MAX_ROWS.min(input.num_rows - row);
-                tile_sums(isa, weight, tile, input, row..row + num_rows, &mut sums);
-                for (row, sums) in (row..row + num_rows).zip(&sums) {
-                    let start = row * weight.num_outputs();
-                    // SAFETY: tiles are disjoint columns, and each is claimed once.
-                    let out =
-                        unsafe { target.out.slice(start + columns.start..start + columns.end) };
-                    store(&sums[..columns.len()], bias, target.accumulate, out);
+            for tile in local {
+                for row in (first_row..input.num_rows).step_by(MAX_ROWS) {
+                    let num_rows = MAX_ROWS.min(input.num_rows - row);
+                    tile_sums(isa, weight, tile, input, row..row + num_rows, &mut sums);
+                    for (row, sums) in (row..row + num_rows).zip(&sums) {
+                        store_row(tile, row, sums);
+                    }
                 }
             }
         }
     });
 }
 
-fn store(sums: &[f32], bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {
+fn store(sums: &[f32; TILE], bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {
+    if let (Ok(out), None) = (<&mut [f32; TILE]>::try_from(&mut *out), bias) {
+        // All but the last tile, and most models.
+        for lane in 0..TILE {
+            out[lane] = if accumulate { out[lane] + sums[lane] } else { sums[lane] };
+        }
+        return;
+    }
     for (lane, out) in out.iter_mut().enumerate() {
         let value = sums[lane] + bias.map_or(0.0, |bias| bias[lane]);
         *out = if accumulate { *out + value } else { value };
@@ -146,7 +177,7 @@ fn tile_sums(
             let blocks = weight.tile(tile);
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512::tile(format, blocks, input.quantized, rows, sums),
+                Isa::Avx512 | Isa::Amx => avx512::tile(format, blocks, input.quantized, rows, sums),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2::tile(format, blocks, input.quantized, rows, sums),
                 _ => portable::tile(format, blocks, input.quantized, rows, sums),

@@ -125,3 +125,22 @@ fn several_jobs_share_an_input_and_may_add_to_their_output() {
     assert!(y_a.iter().zip(&alone_a).all(|(y, alone)| *y == 1.0 + alone));
     assert!(y_b.iter().zip(&alone_b).enumerate().all(|(i, (y, alone))| *y == alone + bias[i % 24]));
 }
+
+#[test]
+fn amx_and_avx512_give_the_same_bits_for_any_number_of_rows() {
+    let sets = Isa::available();
+    if !sets.contains(&Isa::Amx) {
+        println!("this machine has no AMX");
+        return;
+    }
+    let num_inputs = 96;
+    for format in FORMATS {
+        let weight = random_linear(format, 40, num_inputs);
+        for num_rows in [1, 5, 6, 7, 15, 16, 17, 21, 22, 32, 37, 50] {
+            let mut next = noise(num_rows as u32);
+            let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 9.0).collect();
+            let want = run(Isa::Avx512, &weight, &x, 1);
+            assert_eq!(run(Isa::Amx, &weight, &x, 2), want, "{format:?}, {num_rows} rows");
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! Tiles of integer weights with AMX: sixteen rows by sixteen outputs by thirty-two inputs in one
+//! instruction, from eight rows up.
+//!
+//! AMX multiplies 8-bit integers. A 16-bit code is `256 * high + low`, so two products with the same
+//! weights, of which the sums are exact, make the sums that AVX-512 computes, and the floating-point
+//! operations after them are the same: equal bits.
+//!
+//! A weight tile is unpacked once for all rows, into the order that `tdpbsud` wants: four inputs of
+//! an output side by side. Which four is set by the packing (see `weight.rs`): shifting the 4-bit
+//! codes of inputs 0..8 apart leaves [`ORDER`], and all else follows that.
+
+use super::avx512::halves;
+use crate::pool::DisjointMut;
+use crate::quantize::{self, QuantizedRows};
+use crate::weight::{CacheLine, Format, GROUP, PackedLinear, TILE};
+use std::arch::asm;
+use std::arch::x86_64::{
+    __m512, __m512i, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_storeu_si256, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_andnot_si512, _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps,
+    _mm512_fmadd_ps, _mm512_load_ps, _mm512_load_si512, _mm512_loadu_si512, _mm512_mul_ps,
+    _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
+};
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Rows of a block.
+const ROWS: usize = quantize::ROWS_PER_BLOCK;
+/// Groups of which the products are made before those of the first are scaled: stores of tile
+/// registers are not forwarded to loads, so they need time to reach the cache.
+const AHEAD: usize = 1;
+/// Groups whose products are kept.
+const RING: usize = 2;
+/// Weight tiles that share a load of activations.
+const TILES: usize = super::TILES_PER_STEP;
+/// With fewer rows than this AVX-512 is as fast.
+const MIN_ROWS: usize = 6;
+/// Lines of unpacked weights in a group: four inputs of sixteen outputs each.
+const LINES: usize = GROUP / 4;
+
+/// Whether this processor has AMX with 8-bit integers and the system lets us use it.
+pub(crate) fn is_available() -> bool {
+    use std::sync::OnceLock;
+    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *IS_AVAILABLE.get_or_init(|| has_instructions() && is_permitted())
+}
+
+fn has_instructions() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8
+}
+
+/// Linux gives tile registers to processes that ask for them.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: asks for a permission; passes no memory.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// Order in which the codes of eight inputs lie in a line: those of the first four bytes of each
+/// output, then those of the second four.
+const ORDER: [i8; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+/// High and low bytes of each group of a row's codes, in [`ORDER`]: one line a group, in the block of
+/// sixteen rows that `row` belongs to.
+///
+/// # Safety
+/// The machine has AMX; no other thread accesses the lines of this row.
+///
+/// # Panics
+/// When the row is not whole groups or has no room in `planes`.
+pub(crate) unsafe fn split_row(codes: &[i16], row: usize, planes: DisjointMut<'_, CacheLine>) {
+    let (groups, rest) = codes.as_chunks::<GROUP>();
+    assert!(rest.is_empty(), "a row is whole groups");
+    for (group, codes) in groups.iter().enumerate() {
+        let line = (row / ROWS * groups.len() + group) * ROWS + row % ROWS;
+        // SAFETY: as promised by the caller; AVX-512 comes with AMX.
+        unsafe { split_group(codes, &mut planes.slice(line..line + 1)[0]) };
+    }
+}
+
+/// # Safety
+/// The machine has AVX-512 F and BW.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn split_group(codes: &[i16; GROUP], plane: &mut CacheLine) {
+    let [a, b, c, d, e, f, g, h] = ORDER;
+    let [i, j, k, l, m, n, o, p] = ORDER.map(|index| index + 8);
+    let order = _mm256_setr_epi8(
+        a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, a, b, c, d, e, f, g, h, i, j, k, l, m, n,
+        o, p,
+    );
+    let out = plane.0.as_mut_ptr();
+    // SAFETY: a group is 64 bytes to read, and a line 64 bytes to write.
+    unsafe {
+        let codes = _mm512_loadu_si512(codes.as_ptr().cast());
+        let high = _mm512_cvtepi16_epi8(_mm512_srai_epi16::<8>(codes));
+        let low = _mm512_cvtepi16_epi8(codes);
+        _mm256_storeu_si256(out.cast(), _mm256_shuffle_epi8(high, order));
+        _mm256_storeu_si256(out.add(32).cast(), _mm256_shuffle_epi8(low, order));
+    }
+}
+
+/// This thread's tile registers, configured; released when dropped.
+pub(super) struct TileRegisters(PhantomData<*const ()>);
+
+/// The operand of `ldtilecfg`: bytes of a row from 16 on, two each; rows from 48 on.
+const CONFIGURATION: CacheLine = {
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    // Sums: 16 rows of 16 outputs.
+    let mut register = 0;
+    while register < 4 {
+        bytes[16 + 2 * register] = 64;
+        bytes[48 + register] = ROWS as u8;
+        register += 1;
+    }
+    // Codes: 16 rows of 32 bytes.
+    bytes[16 + 2 * 4] = GROUP as u8;
+    bytes[48 + 4] = ROWS as u8;
+    bytes[16 + 2 * 5] = GROUP as u8;
+    bytes[48 + 5] = ROWS as u8;
+    // Weights.
+    bytes[16 + 2 * 6] = 64;
+    bytes[48 + 6] = LINES as u8;
+    bytes[16 + 2 * 7] = 64;
+    bytes[48 + 7] = LINES as u8;
+    CacheLine(bytes)
+};
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = const {
+        RefCell::new(Scratch { unpacked: Vec::new(), products: [Products::ZERO; RING] })
+    };
+}
+
+/// What a thread reuses.
+struct Scratch {
+    /// Weight tiles.
+    unpacked: Vec<CacheLine>,
+    products: [Products; RING],
+}
+
+impl TileRegisters {
+    /// Only where [`is_available`]: `Isa::Amx` says so.
+    pub(super) fn configure() -> Self {
+        assert!(is_available());
+        // SAFETY: the instruction is there and permitted; it reads the 64 bytes of the constant.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack)) };
+        Self(PhantomData)
+    }
+
+    /// Sums of one or two neighbouring tiles for the leading rows, as many as this is faster for;
+    /// returns their number and calls `store(tile, row, sums)` for each.
+    pub(super) fn tiles(
+        &self,
+        weight: &PackedLinear,
+        tiles: Range<usize>,
+        x: &QuantizedRows,
+        num_rows: usize,
+        store: impl Fn(usize, usize, &[f32; TILE]),
+    ) -> usize {
+        let format = weight.format();
+        let is_supported = matches!(format, Format::W4 | Format::W8 { group: GROUP, .. });
+        if !is_supported || num_rows < MIN_ROWS {
+            return 0;
+        }
+        let num_groups = x.num_inputs / GROUP;
+        let len = num_rows.next_multiple_of(ROWS) * num_groups;
+        assert!(x.planes.len() >= len && x.scales.len() >= len && x.totals.len() >= len);
+        assert!(x.sums.len() >= 2 * len && (1..=TILES).contains(&tiles.len()));
+        // With one tile, it is done twice.
+        let pair = [tiles.start, tiles.end - 1];
+        let blocks = pair.map(|tile| weight.tile(tile));
+        assert!(blocks.iter().all(|block| block.len() >= num_groups * format.group_bytes()));
+        SCRATCH.with_borrow_mut(|Scratch { unpacked, products }| {
+            unpacked.resize(TILES * num_groups * LINES, CacheLine([0; 64]));
+            for (blocks, out) in blocks.iter().zip(unpacked.chunks_exact_mut(num_groups * LINES)) {
+                // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
+                unsafe { unpack_into(format, blocks, out) };
+            }
+            let mut first = 0;
+            while num_rows - first >= MIN_ROWS {
+                let mut sums = Sums::default();
+                // SAFETY: this thread's registers are configured; the buffers have room for
+                // sixteen rows from `first`.
+                unsafe { block(format, blocks, unpacked, x, first, products, &mut sums) };
+                for (tile, sums) in tiles.clone().zip(&sums.0) {
+                    for (row, sums) in (first..num_rows.min(first + ROWS)).zip(sums) {
+                        store(tile, row, sums);
+                    }
+                }
+                first = num_rows.min(first + ROWS);
+            }
+            first
+        })
+    }
+}
+
+/// Sums of sixteen rows, of each tile.
+#[derive(Default)]
+#[repr(C, align(64))]
+struct Sums([[[f32; TILE]; ROWS]; TILES]);
+
+impl Drop for TileRegisters {
+    fn drop(&mut self) {
+        // SAFETY: gives up registers that nothing else in this program uses.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}
+
+/// # Safety
+/// The machine has AVX-512 F; `blocks` has a whole tile for `out.len() / LINES` groups.
+#[target_feature(enable = "avx512f")]
+unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
+    let nibbles = _mm512_set1_epi32(0x0f0f_0f0f);
+    let even = _mm512_set1_epi32(0x00ff_00ff);
+    let header = format.group_bytes() - code_bytes(format);
+    for (group, lines) in out.chunks_exact_mut(LINES).enumerate() {
+        // SAFETY: within the tile, as promised, and within `lines`, which are aligned.
+        unsafe {
+            let codes = blocks.as_ptr().add(group * format.group_bytes() + header);
+            let lines = lines.as_mut_ptr().cast::<__m512i>();
+            for pair in 0..LINES / 2 {
+                let (first, second) = if format == Format::W4 {
+                    let packed = _mm512_loadu_si512(codes.add(64 * pair).cast());
+                    (
+                        _mm512_and_si512(packed, nibbles),
+                        _mm512_and_si512(_mm512_srli_epi32::<4>(packed), nibbles),
+                    )
+                } else {
+                    // Inputs 0 2 1 3 and 4 6 5 7 become 0 4 1 5 and 2 6 3 7.
+                    let low = _mm512_loadu_si512(codes.add(128 * pair).cast());
+                    let high = _mm512_loadu_si512(codes.add(128 * pair + 64).cast());
+                    let odd_of_low = _mm512_srli_epi32::<8>(_mm512_andnot_si512(even, low));
+                    let even_of_high = _mm512_slli_epi32::<8>(_mm512_and_si512(high, even));
+                    (
+                        _mm512_or_si512(_mm512_and_si512(low, even), even_of_high),
+                        _mm512_or_si512(odd_of_low, _mm512_andnot_si512(even, high)),
+                    )
+                };
+                _mm512_store_si512(lines.add(2 * pair), first);
+                _mm512_store_si512(lines.add(2 * pair + 1), second);
+            }
+        }
+    }
+}
+
+/// Bytes of the codes of a group of a tile.
+fn code_bytes(format: Format) -> usize {
+    if format == Format::W4 { TILE * GROUP / 2 } else { TILE * GROUP }
+}
+
+/// # Safety
+/// The machine has AVX-512 F; [`TileRegisters`] are configured; `unpacked` and `blocks` hold the
+/// tile; `x` has room for sixteen rows from `first`.
+unsafe fn block(
+    format: Format,
+    blocks: [&[u8]; TILES],
+    unpacked: &[CacheLine],
+    x: &QuantizedRows,
+    first: usize,
+    products: &mut [Products; RING],
+    sums: &mut Sums,
+) {
+    let bytes = format.group_bytes();
+    // SAFETY: as promised by the caller.
+    unsafe {
+        match format {
+            Format::W8 { offset, has_min: true, .. } => {
+                block_of::<true, true>(blocks, bytes, offset, unpacked, x, first, products, sums);
+            }
+            Format::W8 { offset, .. } => {
+                block_of::<false, true>(blocks, bytes, offset, unpacked, x, first, products, sums);
+            }
+            _ => block_of::<true, false>(blocks, bytes, 0, unpacked, x, first, products, sums),
+        }
+    }
+}
+
+/// Runs a block of code once for each row, as a constant: so that all sums stay in registers.
+macro_rules! for_each_row {
+    ($row:ident, $body:block) => {
+        for_each_row!($row, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    ($row:ident, $body:block, $($index:literal)*) => {
+        $({
+            const $row: usize = $index;
+            $body
+        })*
+    };
+}
+
+/// # Safety
+/// As [`block`].
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+#[target_feature(enable = "avx512f")]
+unsafe fn block_of<const HAS_MIN: bool, const HAS_OFFSET: bool>(
+    blocks: [&[u8]; TILES],
+    group_bytes: usize,
+    offset: u8,
+    unpacked: &[CacheLine],
+    x: &QuantizedRows,
+    first: usize,
+    products: &mut [Products; RING],
+    sums: &mut Sums,
+) {
+    let num_groups = x.num_inputs / GROUP;
+    let start = first * num_groups;
+    // SAFETY: `blocks`, `unpacked` and `x` hold all groups of the tiles and of sixteen rows.
+    unsafe {
+        for ahead in 0..num_groups + AHEAD {
+            if ahead < num_groups {
+                let planes = x.planes.as_ptr().add(start + ahead * ROWS);
+                let weights = unpacked.as_ptr().add(ahead * LINES);
+                let weights = [weights, weights.add(num_groups * LINES)];
+                multiply(planes, weights, &mut products[ahead % RING]);
+            }
+            let Some(group) = ahead.checked_sub(AHEAD) else { continue };
+            for tile in 0..TILES {
+                let acc = sums.0[tile].as_mut_ptr().cast::<f32>();
+                let products = products[group % RING].0[tile].as_ptr().cast::<__m512i>();
+                let block = blocks[tile].as_ptr().add(group * group_bytes);
+                let scale: __m512 = halves(block);
+                let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
+                let scales = x.scales.as_ptr().add(start + group);
+                let totals = x.totals.as_ptr().add(start + group);
+                let code_sums = x.sums.as_ptr().add(2 * (start + group));
+                for_each_row!(ROW, {
+                    let high = _mm512_load_si512(products.add(ROW));
+                    let low = _mm512_load_si512(products.add(ROWS + ROW));
+                    let mut dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+                    if HAS_OFFSET {
+                        let code_sums = code_sums.add(2 * ROW * num_groups);
+                        let sum = i32::from(offset) * (*code_sums + *code_sums.add(1));
+                        dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(sum));
+                    }
+                    let x_scale = _mm512_set1_ps(*scales.add(ROW * num_groups));
+                    let scaled = _mm512_mul_ps(scale, x_scale);
+                    let acc = acc.add(ROW * TILE);
+                    let mut sum =
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scaled, _mm512_load_ps(acc));
+                    if HAS_MIN {
+                        let x_total = _mm512_set1_ps(*totals.add(ROW * num_groups));
+                        sum = _mm512_fmadd_ps(min, x_total, sum);
+                    }
+                    _mm512_store_ps(acc, sum);
+                });
+            }
+        }
+    }
+}
+
+/// Of each tile: sixteen rows of high, then of low products.
+#[repr(C)]
+struct Products([[CacheLine; 2 * ROWS]; TILES]);
+
+impl Products {
+    const ZERO: Self = Self([[CacheLine([0; 64]); 2 * ROWS]; TILES]);
+}
+
+/// Products of sixteen rows and one group with two tiles.
+///
+/// # Safety
+/// [`TileRegisters`] are configured; each of `weights` has [`LINES`] lines, and `planes` sixteen.
+#[inline(always)]
+unsafe fn multiply(
+    planes: *const CacheLine,
+    weights: [*const CacheLine; TILES],
+    out: &mut Products,
+) {
+    // SAFETY: registers 4 and 5 read the halves of sixteen lines, 6 and 7 read LINES lines; 0 to 3
+    // write sixteen lines each, which is all of `out`.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{planes} + {line}]",
+            "tileloadd tmm6, [{weights_0} + {line}]",
+            "tileloadd tmm5, [{planes} + {line} + 32]",
+            "tileloadd tmm7, [{weights_1} + {line}]",
+            "tilezero tmm0",
+            "tdpbsud tmm0, tmm4, tmm6",
+            "tilezero tmm1",
+            "tdpbuud tmm1, tmm5, tmm6",
+            "tilezero tmm2",
+            "tdpbsud tmm2, tmm4, tmm7",
+            "tilezero tmm3",
+            "tdpbuud tmm3, tmm5, tmm7",
+            "tilestored [{out} + {line}], tmm0",
+            "tilestored [{out} + {line} + 1024], tmm1",
+            "tilestored [{out} + {line} + 2048], tmm2",
+            "tilestored [{out} + {line} + 3072], tmm3",
+            planes = in(reg) planes,
+            weights_0 = in(reg) weights[0],
+            weights_1 = in(reg) weights[1],
+            line = in(reg) 64usize,
+            out = in(reg) std::ptr::from_mut(out),
+            options(nostack, preserves_flags),
+        );
+    }
+}
