@@ -21,7 +21,7 @@ use std::arch::x86_64::{
     _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
     _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -36,9 +36,6 @@ const RING: usize = 2;
 const TILES: usize = super::TILES_PER_STEP;
 /// With fewer rows than this AVX-512 is as fast.
 const MIN_ROWS: usize = 6;
-/// Lines of unpacked weights in a group: four inputs of sixteen outputs each.
-const LINES: usize = GROUP / 4;
-
 /// Whether this processor has AMX with 8-bit integers and the system lets us use it.
 pub(crate) fn is_available() -> bool {
     use std::sync::OnceLock;
@@ -110,32 +107,36 @@ unsafe fn split_group(codes: &[i16; GROUP], plane: &mut CacheLine) {
     }
 }
 
-/// This thread's tile registers, configured; released when dropped.
-pub(super) struct TileRegisters(PhantomData<*const ()>);
+/// This thread's tile registers; released when dropped.
+pub(super) struct TileRegisters {
+    /// Inputs of a group that they are configured for; 0 before the first use.
+    width: Cell<usize>,
+    not_send: PhantomData<*const ()>,
+}
 
-/// The operand of `ldtilecfg`: bytes of a row from 16 on, two each; rows from 48 on.
-const CONFIGURATION: CacheLine = {
+/// The operand of `ldtilecfg` for groups of `width` inputs: bytes of a row from 16 on, two each;
+/// rows from 48 on.
+const fn configuration(width: usize) -> CacheLine {
     let mut bytes = [0; 64];
     bytes[0] = 1;
-    // Sums: 16 rows of 16 outputs.
     let mut register = 0;
-    while register < 4 {
-        bytes[16 + 2 * register] = 64;
-        bytes[48 + register] = ROWS as u8;
+    while register < 8 {
+        let (row_bytes, num_rows) = match register {
+            // Sums: sixteen rows of sixteen outputs.
+            0..4 => (64, ROWS),
+            // Codes: sixteen rows of bytes.
+            4 | 5 => (width, ROWS),
+            // Weights: four inputs a row.
+            _ => (64, width / 4),
+        };
+        bytes[16 + 2 * register] = row_bytes as u8;
+        bytes[48 + register] = num_rows as u8;
         register += 1;
     }
-    // Codes: 16 rows of 32 bytes.
-    bytes[16 + 2 * 4] = GROUP as u8;
-    bytes[48 + 4] = ROWS as u8;
-    bytes[16 + 2 * 5] = GROUP as u8;
-    bytes[48 + 5] = ROWS as u8;
-    // Weights.
-    bytes[16 + 2 * 6] = 64;
-    bytes[48 + 6] = LINES as u8;
-    bytes[16 + 2 * 7] = 64;
-    bytes[48 + 7] = LINES as u8;
     CacheLine(bytes)
-};
+}
+
+static CONFIGURATIONS: [CacheLine; 2] = [configuration(16), configuration(32)];
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
@@ -152,11 +153,17 @@ struct Scratch {
 
 impl TileRegisters {
     /// Only where [`is_available`]: `Isa::Amx` says so.
-    pub(super) fn configure() -> Self {
+    pub(super) fn of_this_thread() -> Self {
         assert!(is_available());
-        // SAFETY: the instruction is there and permitted; it reads the 64 bytes of the constant.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &CONFIGURATION, options(nostack)) };
-        Self(PhantomData)
+        Self { width: Cell::new(0), not_send: PhantomData }
+    }
+
+    fn configure(&self, width: usize) {
+        if self.width.replace(width) != width {
+            let configuration = &CONFIGURATIONS[width / 32];
+            // SAFETY: the instruction is there and permitted; it reads the 64 bytes.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) configuration, options(nostack)) };
+        }
     }
 
     /// Sums of one or two neighbouring tiles for the leading rows, as many as this is faster for;
@@ -170,12 +177,13 @@ impl TileRegisters {
         store: impl Fn(usize, usize, &[f32; TILE]),
     ) -> usize {
         let format = weight.format();
-        let is_supported = matches!(format, Format::W4 | Format::W8 { group: GROUP, .. });
-        if !is_supported || num_rows < MIN_ROWS {
+        if !format.is_integer() || num_rows < MIN_ROWS {
             return 0;
         }
-        let num_groups = x.num_inputs / GROUP;
-        let len = num_rows.next_multiple_of(ROWS) * num_groups;
+        self.configure(format.group());
+        let num_groups = x.num_inputs / format.group();
+        let num_lines = x.num_inputs / 4;
+        let len = num_rows.next_multiple_of(ROWS) * x.num_inputs / GROUP;
         assert!(x.planes.len() >= len && x.scales.len() >= len && x.totals.len() >= len);
         assert!(x.sums.len() >= 2 * len && (1..=TILES).contains(&tiles.len()));
         // With one tile, it is done twice.
@@ -183,8 +191,8 @@ impl TileRegisters {
         let blocks = pair.map(|tile| weight.tile(tile));
         assert!(blocks.iter().all(|block| block.len() >= num_groups * format.group_bytes()));
         SCRATCH.with_borrow_mut(|Scratch { unpacked, products }| {
-            unpacked.resize(TILES * num_groups * LINES, CacheLine([0; 64]));
-            for (blocks, out) in blocks.iter().zip(unpacked.chunks_exact_mut(num_groups * LINES)) {
+            unpacked.resize(TILES * num_lines, CacheLine([0; 64]));
+            for (blocks, out) in blocks.iter().zip(unpacked.chunks_exact_mut(num_lines)) {
                 // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
                 unsafe { unpack_into(format, blocks, out) };
             }
@@ -213,24 +221,28 @@ struct Sums([[[f32; TILE]; ROWS]; TILES]);
 
 impl Drop for TileRegisters {
     fn drop(&mut self) {
+        if self.width.get() == 0 {
+            return;
+        }
         // SAFETY: gives up registers that nothing else in this program uses.
         unsafe { asm!("tilerelease", options(nomem, nostack)) };
     }
 }
 
 /// # Safety
-/// The machine has AVX-512 F; `blocks` has a whole tile for `out.len() / LINES` groups.
+/// The machine has AVX-512 F; `blocks` has a whole tile of as many inputs as `out` has room for.
 #[target_feature(enable = "avx512f")]
 unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
     let nibbles = _mm512_set1_epi32(0x0f0f_0f0f);
     let even = _mm512_set1_epi32(0x00ff_00ff);
     let header = format.group_bytes() - code_bytes(format);
-    for (group, lines) in out.chunks_exact_mut(LINES).enumerate() {
+    let lines_per_group = format.group() / 4;
+    for (group, lines) in out.chunks_exact_mut(lines_per_group).enumerate() {
         // SAFETY: within the tile, as promised, and within `lines`, which are aligned.
         unsafe {
             let codes = blocks.as_ptr().add(group * format.group_bytes() + header);
             let lines = lines.as_mut_ptr().cast::<__m512i>();
-            for pair in 0..LINES / 2 {
+            for pair in 0..lines_per_group / 2 {
                 let (first, second) = if format == Format::W4 {
                     let packed = _mm512_loadu_si512(codes.add(64 * pair).cast());
                     (
@@ -257,7 +269,7 @@ unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
 
 /// Bytes of the codes of a group of a tile.
 fn code_bytes(format: Format) -> usize {
-    if format == Format::W4 { TILE * GROUP / 2 } else { TILE * GROUP }
+    if format == Format::W4 { TILE * GROUP / 2 } else { TILE * format.group() }
 }
 
 /// # Safety
@@ -276,13 +288,24 @@ unsafe fn block(
     // SAFETY: as promised by the caller.
     unsafe {
         match format {
+            Format::W8 { group: 16, offset, .. } => {
+                block_of::<16, false, true>(
+                    blocks, bytes, offset, unpacked, x, first, products, sums,
+                );
+            }
             Format::W8 { offset, has_min: true, .. } => {
-                block_of::<true, true>(blocks, bytes, offset, unpacked, x, first, products, sums);
+                block_of::<GROUP, true, true>(
+                    blocks, bytes, offset, unpacked, x, first, products, sums,
+                );
             }
             Format::W8 { offset, .. } => {
-                block_of::<false, true>(blocks, bytes, offset, unpacked, x, first, products, sums);
+                block_of::<GROUP, false, true>(
+                    blocks, bytes, offset, unpacked, x, first, products, sums,
+                );
             }
-            _ => block_of::<true, false>(blocks, bytes, 0, unpacked, x, first, products, sums),
+            _ => {
+                block_of::<GROUP, true, false>(blocks, bytes, 0, unpacked, x, first, products, sums)
+            }
         }
     }
 }
@@ -304,7 +327,7 @@ macro_rules! for_each_row {
 /// As [`block`].
 #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 #[target_feature(enable = "avx512f")]
-unsafe fn block_of<const HAS_MIN: bool, const HAS_OFFSET: bool>(
+unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const HAS_OFFSET: bool>(
     blocks: [&[u8]; TILES],
     group_bytes: usize,
     offset: u8,
@@ -314,15 +337,18 @@ unsafe fn block_of<const HAS_MIN: bool, const HAS_OFFSET: bool>(
     products: &mut [Products; RING],
     sums: &mut Sums,
 ) {
-    let num_groups = x.num_inputs / GROUP;
-    let start = first * num_groups;
+    let (num_groups, num_lines) = (x.num_inputs / WIDTH, x.num_inputs / 4);
+    // Activations have a scale for 32 inputs, whatever the weights have.
+    let num_scales = x.num_inputs / GROUP;
+    let start = first * num_scales;
     // SAFETY: `blocks`, `unpacked` and `x` hold all groups of the tiles and of sixteen rows.
     unsafe {
         for ahead in 0..num_groups + AHEAD {
             if ahead < num_groups {
-                let planes = x.planes.as_ptr().add(start + ahead * ROWS);
-                let weights = unpacked.as_ptr().add(ahead * LINES);
-                let weights = [weights, weights.add(num_groups * LINES)];
+                let planes = x.planes.as_ptr().add(start + ahead * WIDTH / GROUP * ROWS);
+                let planes = planes.cast::<u8>().add(ahead * WIDTH % GROUP);
+                let weights = unpacked.as_ptr().add(ahead * WIDTH / 4);
+                let weights = [weights, weights.add(num_lines)];
                 multiply(planes, weights, &mut products[ahead % RING]);
             }
             let Some(group) = ahead.checked_sub(AHEAD) else { continue };
@@ -332,25 +358,29 @@ unsafe fn block_of<const HAS_MIN: bool, const HAS_OFFSET: bool>(
                 let block = blocks[tile].as_ptr().add(group * group_bytes);
                 let scale: __m512 = halves(block);
                 let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
-                let scales = x.scales.as_ptr().add(start + group);
-                let totals = x.totals.as_ptr().add(start + group);
-                let code_sums = x.sums.as_ptr().add(2 * (start + group));
+                let scales = x.scales.as_ptr().add(start + group * WIDTH / GROUP);
+                let totals = x.totals.as_ptr().add(start + group * WIDTH / GROUP);
+                let code_sums = x.sums.as_ptr().add(2 * start + group * WIDTH / 16);
                 for_each_row!(ROW, {
                     let high = _mm512_load_si512(products.add(ROW));
                     let low = _mm512_load_si512(products.add(ROWS + ROW));
                     let mut dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
                     if HAS_OFFSET {
-                        let code_sums = code_sums.add(2 * ROW * num_groups);
-                        let sum = i32::from(offset) * (*code_sums + *code_sums.add(1));
+                        let code_sums = code_sums.add(2 * ROW * num_scales);
+                        let mut sum = *code_sums;
+                        if WIDTH == GROUP {
+                            sum += *code_sums.add(1);
+                        }
+                        let sum = i32::from(offset) * sum;
                         dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(sum));
                     }
-                    let x_scale = _mm512_set1_ps(*scales.add(ROW * num_groups));
+                    let x_scale = _mm512_set1_ps(*scales.add(ROW * num_scales));
                     let scaled = _mm512_mul_ps(scale, x_scale);
                     let acc = acc.add(ROW * TILE);
                     let mut sum =
                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scaled, _mm512_load_ps(acc));
                     if HAS_MIN {
-                        let x_total = _mm512_set1_ps(*totals.add(ROW * num_groups));
+                        let x_total = _mm512_set1_ps(*totals.add(ROW * num_scales));
                         sum = _mm512_fmadd_ps(min, x_total, sum);
                     }
                     _mm512_store_ps(acc, sum);
@@ -371,15 +401,12 @@ impl Products {
 /// Products of sixteen rows and one group with two tiles.
 ///
 /// # Safety
-/// [`TileRegisters`] are configured; each of `weights` has [`LINES`] lines, and `planes` sixteen.
+/// [`TileRegisters`] are configured; each of `weights` has a line for four inputs, and `planes`
+/// sixteen lines, each from the group's first input on.
 #[inline(always)]
-unsafe fn multiply(
-    planes: *const CacheLine,
-    weights: [*const CacheLine; TILES],
-    out: &mut Products,
-) {
-    // SAFETY: registers 4 and 5 read the halves of sixteen lines, 6 and 7 read LINES lines; 0 to 3
-    // write sixteen lines each, which is all of `out`.
+unsafe fn multiply(planes: *const u8, weights: [*const CacheLine; TILES], out: &mut Products) {
+    // SAFETY: registers 4 and 5 read a part of sixteen lines, 6 and 7 whole lines; 0 to 3 write
+    // sixteen lines each, which is all of `out`.
     unsafe {
         asm!(
             "tileloadd tmm4, [{planes} + {line}]",

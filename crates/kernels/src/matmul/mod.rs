@@ -93,7 +93,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
     let grain = num_tiles.div_ceil(pool.num_threads() * 8).next_multiple_of(TILES_PER_STEP);
     pool.run(num_tiles, grain, |tiles| {
         #[cfg(target_arch = "x86_64")]
-        let registers = (isa == Isa::Amx).then(amx::TileRegisters::configure);
+        let registers = (isa == Isa::Amx).then(amx::TileRegisters::of_this_thread);
         let mut tile = tiles.start;
         while tile < tiles.end {
             let target = targets.iter().flatten().rev().find(|target| target.first_tile <= tile);
