@@ -9,8 +9,20 @@ use crate::isa::multiversion;
 use crate::pool::{DisjointMut, ThreadPool};
 use crate::weight::{CacheLine, GROUP};
 
-/// The buffers have room for a multiple of these rows.
+/// Rows that AMX multiplies at once.
 pub(crate) const ROWS_PER_BLOCK: usize = 16;
+
+/// Of sixteen rows' group: scales, and scales times sums of codes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(crate) struct BlockScales {
+    pub(crate) scales: [f32; ROWS_PER_BLOCK],
+    pub(crate) totals: [f32; ROWS_PER_BLOCK],
+}
+
+impl BlockScales {
+    const ZERO: Self = Self { scales: [0.0; ROWS_PER_BLOCK], totals: [0.0; ROWS_PER_BLOCK] };
+}
 
 /// Quantized rows. The buffers are reused from call to call.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +39,9 @@ pub struct QuantizedRows {
     /// The codes as AMX reads them, one line a row and group, if it does:
     /// `[num_rows / 16, num_inputs / 32, 16]`
     pub(crate) planes: Vec<CacheLine>,
+    /// Scales and totals once more, of sixteen rows together, for AMX:
+    /// `[num_rows / 16, num_inputs / 32]`
+    pub(crate) blocks: Vec<BlockScales>,
     pub(crate) num_inputs: usize,
 }
 
@@ -39,20 +54,22 @@ impl QuantizedRows {
         assert!(num_inputs.is_multiple_of(GROUP) && x.len().is_multiple_of(num_inputs));
         let num_rows = x.len() / num_inputs;
         self.num_inputs = num_inputs;
+        self.codes.resize(x.len(), 0);
+        self.scales.resize(x.len() / GROUP, 0.0);
+        self.sums.resize(x.len() / 16, 0);
+        self.totals.resize(x.len() / GROUP, 0.0);
         // AMX reads whole blocks of rows, and what it makes of those beyond the last is dropped.
-        let len = num_rows.next_multiple_of(ROWS_PER_BLOCK) * num_inputs;
-        self.codes.resize(len, 0);
-        self.scales.resize(len / GROUP, 0.0);
-        self.sums.resize(len / 16, 0);
-        self.totals.resize(len / GROUP, 0.0);
-        let num_planes = if isa == Isa::Amx { len / GROUP } else { 0 };
-        self.planes.resize(num_planes, CacheLine([0; 64]));
+        let num_blocks = if isa == Isa::Amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
+        let num_lines = num_blocks * num_inputs / GROUP;
+        self.planes.resize(num_lines * ROWS_PER_BLOCK, CacheLine([0; 64]));
+        self.blocks.resize(num_lines, BlockScales::ZERO);
         let codes = DisjointMut::new(&mut self.codes);
         let scales = DisjointMut::new(&mut self.scales);
         let sums = DisjointMut::new(&mut self.sums);
         let totals = DisjointMut::new(&mut self.totals);
         let planes = DisjointMut::new(&mut self.planes);
-        pool.run(num_rows, 8, |rows| {
+        let blocks = DisjointMut::new(&mut self.blocks);
+        pool.run(num_rows, ROWS_PER_BLOCK, |rows| {
             let range = rows.start * num_inputs..rows.end * num_inputs;
             let groups = range.start / GROUP..range.end / GROUP;
             let halves = range.start / 16..range.end / 16;
@@ -68,13 +85,25 @@ impl QuantizedRows {
             quantize_groups(isa, &x[range], codes, scales, sums, totals);
             #[cfg(target_arch = "x86_64")]
             if isa == Isa::Amx {
-                for (row, codes) in rows.zip(codes.chunks_exact(num_inputs)) {
-                    // SAFETY: as above.
-                    unsafe { crate::matmul::amx::split_row(codes, row, planes) };
+                let codes = codes.chunks_exact(num_inputs);
+                let groups_per_row = num_inputs / GROUP;
+                let (scales, totals) =
+                    (scales.chunks_exact(groups_per_row), totals.chunks_exact(groups_per_row));
+                for (((row, codes), scales), totals) in rows.zip(codes).zip(scales).zip(totals) {
+                    // SAFETY: as above, of lines; blocks of rows are claimed whole.
+                    unsafe {
+                        crate::matmul::amx::split_row(codes, row, planes);
+                        let first = row / ROWS_PER_BLOCK * groups_per_row;
+                        let blocks = blocks.slice(first..first + groups_per_row);
+                        for (group, block) in blocks.iter_mut().enumerate() {
+                            block.scales[row % ROWS_PER_BLOCK] = scales[group];
+                            block.totals[row % ROWS_PER_BLOCK] = totals[group];
+                        }
+                    }
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            let _ = planes;
+            let _ = (planes, blocks);
         });
     }
 }

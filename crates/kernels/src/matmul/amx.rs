@@ -5,37 +5,35 @@
 //! weights, of which the sums are exact, make the sums that AVX-512 computes, and the floating-point
 //! operations after them are the same: equal bits.
 //!
-//! A weight tile is unpacked once for all rows, into the order that `tdpbsud` wants: four inputs of
+//! A weight tile is unpacked once for all rows, into the order that `tdpbssd` wants: four inputs of
 //! an output side by side. Which four is set by the packing (see `weight.rs`): shifting the 4-bit
 //! codes of inputs 0..8 apart leaves [`ORDER`], and all else follows that.
 
 use super::avx512::halves;
 use crate::pool::DisjointMut;
 use crate::quantize::{self, QuantizedRows};
-use crate::weight::{CacheLine, Format, GROUP, PackedLinear, TILE};
+use crate::weight::{CacheLine, Format, GROUP, TILE};
 use std::arch::asm;
 use std::arch::x86_64::{
     __m512, __m512i, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_storeu_si256, _mm512_add_epi32,
     _mm512_and_si512, _mm512_andnot_si512, _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps,
-    _mm512_fmadd_ps, _mm512_load_ps, _mm512_load_si512, _mm512_loadu_si512, _mm512_mul_ps,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_ps, _mm512_store_si512, _mm512_sub_epi32,
+    _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps,
+    _mm512_sub_epi8,
 };
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
-use std::ops::Range;
 
 /// Rows of a block.
 const ROWS: usize = quantize::ROWS_PER_BLOCK;
 /// Groups of which the products are made before those of the first are scaled: stores of tile
 /// registers are not forwarded to loads, so they need time to reach the cache.
-const AHEAD: usize = 1;
-/// Groups whose products are kept.
-const RING: usize = 2;
-/// Weight tiles that share a load of activations.
-const TILES: usize = super::TILES_PER_STEP;
+const AHEAD: usize = 2;
+/// Groups whose products are kept: more than `AHEAD`, and a power of two.
+const RING: usize = 4;
 /// With fewer rows than this AVX-512 is as fast.
-const MIN_ROWS: usize = 6;
+const MIN_ROWS: usize = 10;
 /// Whether this processor has AMX with 8-bit integers and the system lets us use it.
 pub(crate) fn is_available() -> bool {
     use std::sync::OnceLock;
@@ -146,7 +144,7 @@ thread_local! {
 
 /// What a thread reuses.
 struct Scratch {
-    /// Weight tiles.
+    /// A weight tile.
     unpacked: Vec<CacheLine>,
     products: [Products; RING],
 }
@@ -166,58 +164,43 @@ impl TileRegisters {
         }
     }
 
-    /// Sums of one or two neighbouring tiles for the leading rows, as many as this is faster for;
-    /// returns their number and calls `store(tile, row, sums)` for each.
-    pub(super) fn tiles(
+    /// Sums of a weight tile for the leading rows, as many as this is faster for; returns their
+    /// number and calls `store` for each.
+    pub(super) fn tile(
         &self,
-        weight: &PackedLinear,
-        tiles: Range<usize>,
+        format: Format,
+        blocks: &[u8],
         x: &QuantizedRows,
         num_rows: usize,
-        store: impl Fn(usize, usize, &[f32; TILE]),
+        store: impl Fn(usize, &[f32; TILE]),
     ) -> usize {
-        let format = weight.format();
         if !format.is_integer() || num_rows < MIN_ROWS {
             return 0;
         }
         self.configure(format.group());
-        let num_groups = x.num_inputs / format.group();
-        let num_lines = x.num_inputs / 4;
-        let len = num_rows.next_multiple_of(ROWS) * x.num_inputs / GROUP;
-        assert!(x.planes.len() >= len && x.scales.len() >= len && x.totals.len() >= len);
-        assert!(x.sums.len() >= 2 * len && (1..=TILES).contains(&tiles.len()));
-        // With one tile, it is done twice.
-        let pair = [tiles.start, tiles.end - 1];
-        let blocks = pair.map(|tile| weight.tile(tile));
-        assert!(blocks.iter().all(|block| block.len() >= num_groups * format.group_bytes()));
+        assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
+        let num_scales = num_rows.div_ceil(ROWS) * x.num_inputs / GROUP;
+        assert!(x.blocks.len() >= num_scales && x.planes.len() >= num_scales * ROWS);
         SCRATCH.with_borrow_mut(|Scratch { unpacked, products }| {
-            unpacked.resize(TILES * num_lines, CacheLine([0; 64]));
-            for (blocks, out) in blocks.iter().zip(unpacked.chunks_exact_mut(num_lines)) {
-                // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
-                unsafe { unpack_into(format, blocks, out) };
-            }
+            unpacked.resize(x.num_inputs / 4, CacheLine([0; 64]));
+            // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
+            unsafe { unpack_into(format, blocks, unpacked) };
             let mut first = 0;
             while num_rows - first >= MIN_ROWS {
-                let mut sums = Sums::default();
-                // SAFETY: this thread's registers are configured; the buffers have room for
-                // sixteen rows from `first`.
+                let mut sums = [[0.0; TILE]; ROWS];
+                // SAFETY: this thread's registers are configured for the format; by the
+                // assertions there are sixteen rows from `first`.
                 unsafe { block(format, blocks, unpacked, x, first, products, &mut sums) };
-                for (tile, sums) in tiles.clone().zip(&sums.0) {
-                    for (row, sums) in (first..num_rows.min(first + ROWS)).zip(sums) {
-                        store(tile, row, sums);
-                    }
+                let end = num_rows.min(first + ROWS);
+                for (row, sums) in (first..end).zip(&sums) {
+                    store(row, sums);
                 }
-                first = num_rows.min(first + ROWS);
+                first = end;
             }
             first
         })
     }
 }
-
-/// Sums of sixteen rows, of each tile.
-#[derive(Default)]
-#[repr(C, align(64))]
-struct Sums([[[f32; TILE]; ROWS]; TILES]);
 
 impl Drop for TileRegisters {
     fn drop(&mut self) {
@@ -230,12 +213,16 @@ impl Drop for TileRegisters {
 }
 
 /// # Safety
-/// The machine has AVX-512 F; `blocks` has a whole tile of as many inputs as `out` has room for.
-#[target_feature(enable = "avx512f")]
+/// The machine has AVX-512 F and BW; `blocks` has a whole tile of as many inputs as `out` has room for.
+#[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
     let nibbles = _mm512_set1_epi32(0x0f0f_0f0f);
     let even = _mm512_set1_epi32(0x00ff_00ff);
     let header = format.group_bytes() - code_bytes(format);
+    let offset = match format {
+        Format::W8 { offset, .. } => _mm512_set1_epi8(offset.cast_signed()),
+        _ => _mm512_setzero_si512(),
+    };
     let lines_per_group = format.group() / 4;
     for (group, lines) in out.chunks_exact_mut(lines_per_group).enumerate() {
         // SAFETY: within the tile, as promised, and within `lines`, which are aligned.
@@ -256,8 +243,14 @@ unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
                     let odd_of_low = _mm512_srli_epi32::<8>(_mm512_andnot_si512(even, low));
                     let even_of_high = _mm512_slli_epi32::<8>(_mm512_and_si512(high, even));
                     (
-                        _mm512_or_si512(_mm512_and_si512(low, even), even_of_high),
-                        _mm512_or_si512(odd_of_low, _mm512_andnot_si512(even, high)),
+                        _mm512_sub_epi8(
+                            _mm512_or_si512(_mm512_and_si512(low, even), even_of_high),
+                            offset,
+                        ),
+                        _mm512_sub_epi8(
+                            _mm512_or_si512(odd_of_low, _mm512_andnot_si512(even, high)),
+                            offset,
+                        ),
                     )
                 };
                 _mm512_store_si512(lines.add(2 * pair), first);
@@ -277,35 +270,24 @@ fn code_bytes(format: Format) -> usize {
 /// tile; `x` has room for sixteen rows from `first`.
 unsafe fn block(
     format: Format,
-    blocks: [&[u8]; TILES],
+    blocks: &[u8],
     unpacked: &[CacheLine],
     x: &QuantizedRows,
     first: usize,
     products: &mut [Products; RING],
-    sums: &mut Sums,
+    sums: &mut [[f32; TILE]; ROWS],
 ) {
     let bytes = format.group_bytes();
     // SAFETY: as promised by the caller.
     unsafe {
         match format {
-            Format::W8 { group: 16, offset, .. } => {
-                block_of::<16, false, true>(
-                    blocks, bytes, offset, unpacked, x, first, products, sums,
-                );
+            Format::W8 { group: 16, .. } => {
+                block_of::<16, false>(blocks, bytes, unpacked, x, first, products, sums);
             }
-            Format::W8 { offset, has_min: true, .. } => {
-                block_of::<GROUP, true, true>(
-                    blocks, bytes, offset, unpacked, x, first, products, sums,
-                );
+            Format::W8 { has_min: false, .. } => {
+                block_of::<GROUP, false>(blocks, bytes, unpacked, x, first, products, sums);
             }
-            Format::W8 { offset, .. } => {
-                block_of::<GROUP, false, true>(
-                    blocks, bytes, offset, unpacked, x, first, products, sums,
-                );
-            }
-            _ => {
-                block_of::<GROUP, true, false>(blocks, bytes, 0, unpacked, x, first, products, sums)
-            }
+            _ => block_of::<GROUP, true>(blocks, bytes, unpacked, x, first, products, sums),
         }
     }
 }
@@ -325,109 +307,84 @@ macro_rules! for_each_row {
 
 /// # Safety
 /// As [`block`].
-#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 #[target_feature(enable = "avx512f")]
-unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const HAS_OFFSET: bool>(
-    blocks: [&[u8]; TILES],
+unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool>(
+    blocks: &[u8],
     group_bytes: usize,
-    offset: u8,
     unpacked: &[CacheLine],
     x: &QuantizedRows,
     first: usize,
     products: &mut [Products; RING],
-    sums: &mut Sums,
+    sums: &mut [[f32; TILE]; ROWS],
 ) {
-    let (num_groups, num_lines) = (x.num_inputs / WIDTH, x.num_inputs / 4);
+    let num_groups = x.num_inputs / WIDTH;
     // Activations have a scale for 32 inputs, whatever the weights have.
-    let num_scales = x.num_inputs / GROUP;
-    let start = first * num_scales;
-    // SAFETY: `blocks`, `unpacked` and `x` hold all groups of the tiles and of sixteen rows.
+    let start = first / ROWS * (x.num_inputs / GROUP);
+    let mut acc = [_mm512_setzero_ps(); ROWS];
+    // SAFETY: `blocks`, `unpacked` and `x` hold all groups of the tile and of sixteen rows.
     unsafe {
         for ahead in 0..num_groups + AHEAD {
             if ahead < num_groups {
-                let planes = x.planes.as_ptr().add(start + ahead * WIDTH / GROUP * ROWS);
+                let planes = x.planes.as_ptr().add((start + ahead * WIDTH / GROUP) * ROWS);
                 let planes = planes.cast::<u8>().add(ahead * WIDTH % GROUP);
                 let weights = unpacked.as_ptr().add(ahead * WIDTH / 4);
-                let weights = [weights, weights.add(num_lines)];
                 multiply(planes, weights, &mut products[ahead % RING]);
             }
             let Some(group) = ahead.checked_sub(AHEAD) else { continue };
-            for tile in 0..TILES {
-                let acc = sums.0[tile].as_mut_ptr().cast::<f32>();
-                let products = products[group % RING].0[tile].as_ptr().cast::<__m512i>();
-                let block = blocks[tile].as_ptr().add(group * group_bytes);
-                let scale: __m512 = halves(block);
-                let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
-                let scales = x.scales.as_ptr().add(start + group * WIDTH / GROUP);
-                let totals = x.totals.as_ptr().add(start + group * WIDTH / GROUP);
-                let code_sums = x.sums.as_ptr().add(2 * start + group * WIDTH / 16);
-                for_each_row!(ROW, {
-                    let high = _mm512_load_si512(products.add(ROW));
-                    let low = _mm512_load_si512(products.add(ROWS + ROW));
-                    let mut dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
-                    if HAS_OFFSET {
-                        let code_sums = code_sums.add(2 * ROW * num_scales);
-                        let mut sum = *code_sums;
-                        if WIDTH == GROUP {
-                            sum += *code_sums.add(1);
-                        }
-                        let sum = i32::from(offset) * sum;
-                        dot = _mm512_sub_epi32(dot, _mm512_set1_epi32(sum));
-                    }
-                    let x_scale = _mm512_set1_ps(*scales.add(ROW * num_scales));
-                    let scaled = _mm512_mul_ps(scale, x_scale);
-                    let acc = acc.add(ROW * TILE);
-                    let mut sum =
-                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scaled, _mm512_load_ps(acc));
-                    if HAS_MIN {
-                        let x_total = _mm512_set1_ps(*totals.add(ROW * num_scales));
-                        sum = _mm512_fmadd_ps(min, x_total, sum);
-                    }
-                    _mm512_store_ps(acc, sum);
-                });
-            }
+            let products = products[group % RING].0.as_ptr().cast::<__m512i>();
+            let block = blocks.as_ptr().add(group * group_bytes);
+            let scale: __m512 = halves(block);
+            let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
+            let x = x.blocks.get_unchecked(start + group * WIDTH / GROUP);
+            for_each_row!(ROW, {
+                let high = _mm512_load_si512(products.add(ROW));
+                let low = _mm512_load_si512(products.add(ROWS + ROW));
+                let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[ROW]));
+                acc[ROW] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scaled, acc[ROW]);
+                if HAS_MIN {
+                    let x_total = _mm512_set1_ps(x.totals[ROW]);
+                    acc[ROW] = _mm512_fmadd_ps(min, x_total, acc[ROW]);
+                }
+            });
         }
+    }
+    for (acc, sums) in acc.iter().zip(sums) {
+        // SAFETY: a tile's sums are sixteen floats.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *acc) };
     }
 }
 
-/// Of each tile: sixteen rows of high, then of low products.
+/// Sixteen rows of high, then of low products.
 #[repr(C)]
-struct Products([[CacheLine; 2 * ROWS]; TILES]);
+struct Products([CacheLine; 2 * ROWS]);
 
 impl Products {
-    const ZERO: Self = Self([[CacheLine([0; 64]); 2 * ROWS]; TILES]);
+    const ZERO: Self = Self([CacheLine([0; 64]); 2 * ROWS]);
 }
 
-/// Products of sixteen rows and one group with two tiles.
+/// Products of sixteen rows and one group of a weight tile.
 ///
 /// # Safety
-/// [`TileRegisters`] are configured; each of `weights` has a line for four inputs, and `planes`
-/// sixteen lines, each from the group's first input on.
+/// [`TileRegisters`] are configured; `weights` has a line for four inputs, and `planes` sixteen
+/// lines, each from the group's first input on.
 #[inline(always)]
-unsafe fn multiply(planes: *const u8, weights: [*const CacheLine; TILES], out: &mut Products) {
-    // SAFETY: registers 4 and 5 read a part of sixteen lines, 6 and 7 whole lines; 0 to 3 write
-    // sixteen lines each, which is all of `out`.
+unsafe fn multiply(planes: *const u8, weights: *const CacheLine, out: &mut Products) {
+    // SAFETY: registers 4 and 5 read a part of sixteen lines, 6 whole lines; 0 and 1 write sixteen
+    // lines each, which is all of `out`.
     unsafe {
         asm!(
+            "tileloadd tmm6, [{weights} + {line}]",
             "tileloadd tmm4, [{planes} + {line}]",
-            "tileloadd tmm6, [{weights_0} + {line}]",
-            "tileloadd tmm5, [{planes} + {line} + 32]",
-            "tileloadd tmm7, [{weights_1} + {line}]",
             "tilezero tmm0",
-            "tdpbsud tmm0, tmm4, tmm6",
+            "tdpbssd tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{planes} + {line} + 32]",
             "tilezero tmm1",
-            "tdpbuud tmm1, tmm5, tmm6",
-            "tilezero tmm2",
-            "tdpbsud tmm2, tmm4, tmm7",
-            "tilezero tmm3",
-            "tdpbuud tmm3, tmm5, tmm7",
+            "tdpbusd tmm1, tmm5, tmm6",
             "tilestored [{out} + {line}], tmm0",
             "tilestored [{out} + {line} + 1024], tmm1",
-            "tilestored [{out} + {line} + 2048], tmm2",
-            "tilestored [{out} + {line} + 3072], tmm3",
             planes = in(reg) planes,
-            weights_0 = in(reg) weights[0],
-            weights_1 = in(reg) weights[1],
+            weights = in(reg) weights,
             line = in(reg) 64usize,
             out = in(reg) std::ptr::from_mut(out),
             options(nostack, preserves_flags),

@@ -27,9 +27,6 @@ pub(crate) type TileSums = [[f32; TILE]; MAX_ROWS];
 /// Rows whose sums are kept in registers at once.
 pub(crate) const MAX_ROWS: usize = 8;
 
-/// Tiles that are computed at once.
-const TILES_PER_STEP: usize = 2;
-
 /// The input of a matmul.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
@@ -90,42 +87,35 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
         num_tiles += job.weight.num_tiles();
     }
     // About eight claims a thread: enough to even out, few enough to be cheap.
-    let grain = num_tiles.div_ceil(pool.num_threads() * 8).next_multiple_of(TILES_PER_STEP);
+    let grain = num_tiles.div_ceil(pool.num_threads() * 8);
     pool.run(num_tiles, grain, |tiles| {
         #[cfg(target_arch = "x86_64")]
         let registers = (isa == Isa::Amx).then(amx::TileRegisters::of_this_thread);
-        let mut tile = tiles.start;
-        while tile < tiles.end {
+        for tile in tiles {
             let target = targets.iter().flatten().rev().find(|target| target.first_tile <= tile);
             let target = target.expect("the first target starts at tile 0");
-            let weight = target.weight;
-            let first = tile - target.first_tile;
-            let last = (tiles.end - target.first_tile).min(weight.num_tiles());
-            let local = first..last.min(first + TILES_PER_STEP);
-            tile += local.len();
-            let store_row = |tile: usize, row: usize, sums: &[f32; TILE]| {
-                let columns = tile * TILE..((tile + 1) * TILE).min(weight.num_outputs());
-                let bias = target.bias.map(|bias| &bias[columns.clone()]);
+            let (weight, tile) = (target.weight, tile - target.first_tile);
+            let columns = tile * TILE..((tile + 1) * TILE).min(weight.num_outputs());
+            let bias = target.bias.map(|bias| &bias[columns.clone()]);
+            let store_row = |row: usize, sums: &[f32; TILE]| {
                 let start = row * weight.num_outputs();
                 // SAFETY: tiles are disjoint columns, and each is claimed once.
                 let out = unsafe { target.out.slice(start + columns.start..start + columns.end) };
                 store(sums, bias, target.accumulate, out);
             };
             #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
-            let mut first_row = 0;
+            let mut first = 0;
             #[cfg(target_arch = "x86_64")]
             if let Some(registers) = &registers {
-                let (x, num_rows) = (input.quantized, input.num_rows);
-                first_row = registers.tiles(weight, local.clone(), x, num_rows, store_row);
+                let (format, blocks) = (weight.format(), weight.tile(tile));
+                first = registers.tile(format, blocks, input.quantized, input.num_rows, store_row);
             }
             let mut sums = TileSums::default();
-            for tile in local {
-                for row in (first_row..input.num_rows).step_by(MAX_ROWS) {
-                    let num_rows = MAX_ROWS.min(input.num_rows - row);
-                    tile_sums(isa, weight, tile, input, row..row + num_rows, &mut sums);
-                    for (row, sums) in (row..row + num_rows).zip(&sums) {
-                        store_row(tile, row, sums);
-                    }
+            for row in (first..input.num_rows).step_by(MAX_ROWS) {
+                let num_rows = MAX_ROWS.min(input.num_rows - row);
+                tile_sums(isa, weight, tile, input, row..row + num_rows, &mut sums);
+                for (row, sums) in (row..row + num_rows).zip(&sums) {
+                    store_row(row, sums);
                 }
             }
         }
