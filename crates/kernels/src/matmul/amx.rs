@@ -15,12 +15,12 @@ use crate::quantize::{self, QuantizedRows};
 use crate::weight::{CacheLine, Format, GROUP, TILE};
 use std::arch::asm;
 use std::arch::x86_64::{
-    __m512, __m512i, _mm256_setr_epi8, _mm256_shuffle_epi8, _mm256_storeu_si256, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_andnot_si512, _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps,
-    _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512,
-    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps,
-    _mm512_sub_epi8,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_setr_epi8, _mm256_shuffle_epi8,
+    _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
+    _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_si512,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi16,
+    _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps, _mm512_sub_epi8,
 };
 use std::cell::{Cell, RefCell};
 use std::marker::PhantomData;
@@ -165,11 +165,12 @@ impl TileRegisters {
     }
 
     /// Sums of a weight tile for the leading rows, as many as this is faster for; returns their
-    /// number and calls `store` for each.
+    /// number and calls `store` for each. `next` is the tile that this thread comes to after it.
     pub(super) fn tile(
         &self,
         format: Format,
         blocks: &[u8],
+        next: &[u8],
         x: &QuantizedRows,
         num_rows: usize,
         store: impl Fn(usize, &[f32; TILE]),
@@ -185,6 +186,11 @@ impl TileRegisters {
             unpacked.resize(x.num_inputs / 4, CacheLine([0; 64]));
             // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
             unsafe { unpack_into(format, blocks, unpacked) };
+            // Memory works while we multiply.
+            for line in next.chunks(64) {
+                // SAFETY: a hint, and the address is valid.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+            }
             let mut first = 0;
             while num_rows - first >= MIN_ROWS {
                 let mut sums = [[0.0; TILE]; ROWS];

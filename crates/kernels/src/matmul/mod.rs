@@ -107,8 +107,10 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
             let mut first = 0;
             #[cfg(target_arch = "x86_64")]
             if let Some(registers) = &registers {
+                let (x, num_rows) = (input.quantized, input.num_rows);
+                let next = if tile + 1 < weight.num_tiles() { weight.tile(tile + 1) } else { &[] };
                 let (format, blocks) = (weight.format(), weight.tile(tile));
-                first = registers.tile(format, blocks, input.quantized, input.num_rows, store_row);
+                first = registers.tile(format, blocks, next, x, num_rows, store_row);
             }
             let mut sums = TileSums::default();
             for row in (first..input.num_rows).step_by(MAX_ROWS) {
