@@ -138,7 +138,11 @@ static CONFIGURATIONS: [CacheLine; 2] = [configuration(16), configuration(32)];
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { unpacked: Vec::new(), products: [Products::ZERO; RING] })
+        RefCell::new(Scratch {
+            unpacked: Vec::new(),
+            products: [Products::ZERO; RING],
+            sums: [[0.0; TILE]; ROWS],
+        })
     };
 }
 
@@ -147,6 +151,7 @@ struct Scratch {
     /// A weight tile.
     unpacked: Vec<CacheLine>,
     products: [Products; RING],
+    sums: [[f32; TILE]; ROWS],
 }
 
 impl TileRegisters {
@@ -182,7 +187,7 @@ impl TileRegisters {
         assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
         let num_scales = num_rows.div_ceil(ROWS) * x.num_inputs / GROUP;
         assert!(x.blocks.len() >= num_scales && x.planes.len() >= num_scales * ROWS);
-        SCRATCH.with_borrow_mut(|Scratch { unpacked, products }| {
+        SCRATCH.with_borrow_mut(|Scratch { unpacked, products, sums }| {
             unpacked.resize(x.num_inputs / 4, CacheLine([0; 64]));
             // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
             unsafe { unpack_into(format, blocks, unpacked) };
@@ -193,12 +198,11 @@ impl TileRegisters {
             }
             let mut first = 0;
             while num_rows - first >= MIN_ROWS {
-                let mut sums = [[0.0; TILE]; ROWS];
                 // SAFETY: this thread's registers are configured for the format; by the
                 // assertions there are sixteen rows from `first`.
-                unsafe { block(format, blocks, unpacked, x, first, products, &mut sums) };
+                unsafe { block(format, blocks, unpacked, x, first, products, sums) };
                 let end = num_rows.min(first + ROWS);
-                for (row, sums) in (first..end).zip(&sums) {
+                for (row, sums) in (first..end).zip(&*sums) {
                     store(row, sums);
                 }
                 first = end;

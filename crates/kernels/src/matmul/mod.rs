@@ -112,6 +112,9 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
                 let (format, blocks) = (weight.format(), weight.tile(tile));
                 first = registers.tile(format, blocks, next, x, num_rows, store_row);
             }
+            if first == input.num_rows {
+                continue;
+            }
             let mut sums = TileSums::default();
             for row in (first..input.num_rows).step_by(MAX_ROWS) {
                 let num_rows = MAX_ROWS.min(input.num_rows - row);
