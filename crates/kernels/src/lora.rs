@@ -31,6 +31,8 @@ pub struct LoraScratch {
     shrunk: Vec<f32>,
     parts: Vec<Part>,
     items: Vec<Item>,
+    /// The parts of each segment.
+    groups: Vec<Range<usize>>,
 }
 
 /// One segment's update of one target. Raw indices, so that the buffers outlive a call.
@@ -94,35 +96,90 @@ pub fn apply<'a>(
     scratch.shrunk.resize(num_shrunk, 0.0);
     let find = |part: &Part| update(part.segment, part.target).expect("found a moment ago");
 
-    split(&scratch.parts, segments, RANKS_PER_ITEM, |part| part.rank, &mut scratch.items);
-    let shrunk = DisjointMut::new(&mut scratch.shrunk);
-    let (parts, items) = (&scratch.parts, &scratch.items);
-    pool.run(items.len(), items.len().div_ceil(8 * pool.num_threads()), |range| {
-        for item in &items[range] {
-            let part = &parts[item.part];
-            let update = find(part);
-            let x = &x[segments[part.segment].start * num_inputs..];
-            shrink(isa, update, x, item, part, shrunk);
-        }
-    });
-
     let widths: [usize; 3] = std::array::from_fn(|i| targets.get(i).map_or(0, |t| t.num_outputs));
-    let width = |part: &Part| widths[part.target];
-    split(&scratch.parts, segments, OUTPUTS_PER_ITEM, width, &mut scratch.items);
     let mut outs: [Option<DisjointMut<'_, f32>>; 3] = [None; 3];
-    for (out, target) in outs.iter_mut().zip(targets) {
+    for (out, target) in outs.iter_mut().zip(targets.iter_mut()) {
         *out = Some(DisjointMut::new(target.out));
     }
-    let (parts, items, shrunk) = (&scratch.parts, &scratch.items, &scratch.shrunk);
+    let LoraScratch { shrunk, parts, items, groups } = scratch;
+    let work =
+        Batch { isa, x, num_inputs, segments, parts, outs, shrunk: DisjointMut::new(shrunk) };
+    if is_even(parts, segments, pool.num_threads(), groups) {
+        // Many small segments, as in decode: each is a thread's own from shrink to expand.
+        pool.run(groups.len(), 1, |range| {
+            for index in groups[range].iter().flat_map(Clone::clone) {
+                let part = &parts[index];
+                let rows = 0..segments[part.segment].len();
+                let whole = |columns| Item { part: index, rows: rows.clone(), columns: 0..columns };
+                let update = find(part);
+                work.shrink(update, &whole(part.rank));
+                work.expand(update, &whole(widths[part.target]));
+            }
+        });
+        return;
+    }
+    split(parts, segments, RANKS_PER_ITEM, |part| part.rank, items);
     pool.run(items.len(), items.len().div_ceil(8 * pool.num_threads()), |range| {
         for item in &items[range] {
-            let part = &parts[item.part];
-            let num_rows = segments[part.segment].len();
-            let t = &shrunk[part.start..part.start + num_rows * part.rank];
-            let out = outs[part.target].expect("set above");
-            expand(isa, &find(part).b, t, segments[part.segment].start, item, out);
+            work.shrink(find(&parts[item.part]), item);
         }
     });
+    split(parts, segments, OUTPUTS_PER_ITEM, |part| widths[part.target], items);
+    pool.run(items.len(), items.len().div_ceil(8 * pool.num_threads()), |range| {
+        for item in &items[range] {
+            work.expand(find(&parts[item.part]), item);
+        }
+    });
+}
+
+/// What all items of a call share.
+struct Batch<'a> {
+    isa: Isa,
+    x: &'a [f32],
+    num_inputs: usize,
+    segments: &'a [Range<usize>],
+    parts: &'a [Part],
+    outs: [Option<DisjointMut<'a, f32>>; 3],
+    shrunk: DisjointMut<'a, f32>,
+}
+
+impl Batch<'_> {
+    fn shrink(&self, update: &LowRankUpdate, item: &Item) {
+        let part = &self.parts[item.part];
+        let x = &self.x[self.segments[part.segment].start * self.num_inputs..];
+        shrink(self.isa, update, x, item, part, self.shrunk);
+    }
+
+    /// After all of the part's rows were shrunk.
+    fn expand(&self, update: &LowRankUpdate, item: &Item) {
+        let part = &self.parts[item.part];
+        let rows = &self.segments[part.segment];
+        // SAFETY: the part's shrunk rows are written; nobody writes them any more.
+        let t = unsafe { self.shrunk.read(part.start..part.start + rows.len() * part.rank) };
+        let out = self.outs[part.target].expect("a part's target exists");
+        expand(self.isa, &update.b, t, rows.start, item, out);
+    }
+}
+
+/// Gathers the parts of each segment, and tells whether whole segments share out evenly: none has
+/// more than a small share of the work of a thread.
+fn is_even(
+    parts: &[Part],
+    segments: &[Range<usize>],
+    num_threads: usize,
+    groups: &mut Vec<Range<usize>>,
+) -> bool {
+    groups.clear();
+    let (mut largest, mut total) = (0, 0);
+    for of_segment in parts.chunk_by(|one, other| one.segment == other.segment) {
+        let first = groups.last().map_or(0, |range| range.end);
+        groups.push(first..first + of_segment.len());
+        let ranks: usize = of_segment.iter().map(|part| part.rank).sum();
+        let work = segments[of_segment[0].segment].len() * ranks;
+        largest = largest.max(work);
+        total += work;
+    }
+    2 * num_threads * largest <= total
 }
 
 /// Adds `scale · A[token] B` to the rows of the embedding. A:[vocab, r] B:[r, hidden]

@@ -308,6 +308,20 @@ impl<'a, T> DisjointMut<'a, T> {
         unsafe { self.start.add(index).write(value) };
     }
 
+    /// The elements of `range`, to be read by any number of threads.
+    ///
+    /// # Safety
+    /// No thread may write them at once.
+    ///
+    /// # Panics
+    /// When `range` is out of bounds.
+    #[must_use]
+    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "range out of bounds");
+        // SAFETY: in bounds by the assertion, only read by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
+    }
+
     /// The elements of `range`.
     ///
     /// # Safety
