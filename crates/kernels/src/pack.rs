@@ -45,6 +45,11 @@ impl Packer {
         assert!(row < self.linear.num_outputs() && source.codes.len() == self.linear.num_inputs());
         assert_eq!(source.scales.len(), source.codes.len() / group);
         assert_eq!(source.mins.len(), if has_min { source.scales.len() } else { 0 });
+        if let Format::W8 { offset, .. } = format {
+            // AMX multiplies them as signed bytes.
+            let fits = |&code: &u8| i8::try_from(i16::from(code) - i16::from(offset)).is_ok();
+            assert!(source.codes.iter().all(fits), "codes less their offset are signed bytes");
+        }
         let blocks = self.linear.tile_mut(row / TILE).chunks_exact_mut(format.group_bytes());
         for (index, (block, codes)) in blocks.zip(source.codes.chunks_exact(group)).enumerate() {
             let (scales, rest) = block.split_at_mut(2 * TILE);

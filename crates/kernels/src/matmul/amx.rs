@@ -1,5 +1,5 @@
 //! Tiles of integer weights with AMX: sixteen rows by sixteen outputs by thirty-two inputs in one
-//! instruction, from eight rows up.
+//! instruction, from ten rows up.
 //!
 //! AMX multiplies 8-bit integers. A 16-bit code is `256 * high + low`, so two products with the same
 //! weights, of which the sums are exact, make the sums that AVX-512 computes, and the floating-point
@@ -34,6 +34,7 @@ const AHEAD: usize = 2;
 const RING: usize = 4;
 /// With fewer rows than this AVX-512 is as fast.
 const MIN_ROWS: usize = 10;
+
 /// Whether this processor has AMX with 8-bit integers and the system lets us use it.
 pub(crate) fn is_available() -> bool {
     use std::sync::OnceLock;
