@@ -8,7 +8,8 @@
 //! split over threads. So a request's tokens are bit-identical alone or among strangers.
 //!
 //! Most kernels are plain loops over fixed lanes, compiled once per instruction set
-//! ([`isa`]). The integer matmul is written with intrinsics, LoRA over a vector type (`vector`).
+//! ([`isa`]). The integer matmul is written with intrinsics, LoRA and attention over a vector
+//! type (`vector`).
 
 #![expect(unsafe_code, reason = "SIMD, and disjoint writes from several threads")]
 #![allow(clippy::needless_range_loop, reason = "indexed loops over lanes read as the formulas do")]

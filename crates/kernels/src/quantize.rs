@@ -11,6 +11,8 @@ use crate::weight::{CacheLine, GROUP};
 
 /// Rows that AMX multiplies at once.
 pub(crate) const ROWS_PER_BLOCK: usize = 16;
+/// With fewer rows than this AVX-512 is as fast as AMX, and nothing is prepared for it.
+pub(crate) const MIN_AMX_ROWS: usize = 10;
 
 /// Of sixteen rows' group: scales, and scales times sums of codes.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +61,8 @@ impl QuantizedRows {
         self.sums.resize(x.len() / 16, 0);
         self.totals.resize(x.len() / GROUP, 0.0);
         // AMX reads whole blocks of rows, and what it makes of those beyond the last is dropped.
-        let num_blocks = if isa == Isa::Amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
+        let for_amx = isa == Isa::Amx && num_rows >= MIN_AMX_ROWS;
+        let num_blocks = if for_amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
         let num_lines = num_blocks * num_inputs / GROUP;
         self.planes.resize(num_lines * ROWS_PER_BLOCK, CacheLine([0; 64]));
         self.blocks.resize(num_lines, BlockScales::ZERO);
@@ -84,7 +87,7 @@ impl QuantizedRows {
             };
             quantize_groups(isa, &x[range], codes, scales, sums, totals);
             #[cfg(target_arch = "x86_64")]
-            if isa == Isa::Amx {
+            if for_amx {
                 let codes = codes.chunks_exact(num_inputs);
                 let groups_per_row = num_inputs / GROUP;
                 let (scales, totals) =

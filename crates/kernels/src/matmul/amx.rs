@@ -32,8 +32,7 @@ const ROWS: usize = quantize::ROWS_PER_BLOCK;
 const AHEAD: usize = 2;
 /// Groups whose products are kept: more than `AHEAD`, and a power of two.
 const RING: usize = 4;
-/// With fewer rows than this AVX-512 is as fast.
-const MIN_ROWS: usize = 10;
+const MIN_ROWS: usize = quantize::MIN_AMX_ROWS;
 
 /// Whether this processor has AMX with 8-bit integers and the system lets us use it.
 pub(crate) fn is_available() -> bool {
@@ -171,7 +170,8 @@ impl TileRegisters {
     }
 
     /// Sums of a weight tile for the leading rows, as many as this is faster for; returns their
-    /// number and calls `store` for each. `next` is the tile that this thread comes to after it.
+    /// number and calls `store` for each. `next` is the tile that this thread comes to after it,
+    /// empty if there is none.
     pub(super) fn tile(
         &self,
         format: Format,

@@ -141,7 +141,7 @@ unsafe fn rows_at<const ROWS: usize>(
                 acc[row] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[row]), scaled, acc[row]);
                 if has_min {
                     let min = halves(block.add(32 + 16 * half));
-                    let x_total = _mm256_set1_ps(x_scale * x_sums[row] as f32);
+                    let x_total = _mm256_set1_ps(*x.totals.get_unchecked(index));
                     acc[row] = _mm256_fmadd_ps(min, x_total, acc[row]);
                 }
             }

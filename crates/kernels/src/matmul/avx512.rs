@@ -121,7 +121,7 @@ unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) 
     let mut acc = [_mm512_setzero_ps(); ROWS];
     let mut block = blocks.as_ptr();
     // SAFETY: `block` walks over `num_groups` blocks of 320 bytes; `pairs` over the
-    // rows' codes, two to a 32-bit word; scales and sums have one and two entries a group.
+    // rows' codes, two to a 32-bit word; scales and totals have one entry a group.
     unsafe {
         let mut pairs = x.codes.as_ptr().add(first * x.num_inputs).cast::<i32>();
         for group in 0..num_groups {
