@@ -170,8 +170,8 @@ impl TileRegisters {
     }
 
     /// Sums of a weight tile for the leading rows, as many as this is faster for; returns their
-    /// number and calls `store` for each. `next` is the tile that this thread comes to after it,
-    /// empty if there is none.
+    /// number and calls `store` for each. `next` is the tile after it, empty if there is none:
+    /// it is fetched also where another thread may take it, which measured 4 % faster.
     pub(super) fn tile(
         &self,
         format: Format,

@@ -91,11 +91,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
     pool.run(num_tiles, grain, |tiles| {
         #[cfg(target_arch = "x86_64")]
         let registers = (isa == Isa::Amx).then(amx::TileRegisters::of_this_thread);
-        #[cfg(target_arch = "x86_64")]
-        let end = tiles.end;
         for tile in tiles {
-            #[cfg(target_arch = "x86_64")]
-            let comes_next = tile + 1 < end;
             let target = targets.iter().flatten().rev().find(|target| target.first_tile <= tile);
             let target = target.expect("the first target starts at tile 0");
             let (weight, tile) = (target.weight, tile - target.first_tile);
@@ -112,8 +108,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
             #[cfg(target_arch = "x86_64")]
             if let Some(registers) = &registers {
                 let (x, num_rows) = (input.quantized, input.num_rows);
-                let has_next = comes_next && tile + 1 < weight.num_tiles();
-                let next = if has_next { weight.tile(tile + 1) } else { &[] };
+                let next = if tile + 1 < weight.num_tiles() { weight.tile(tile + 1) } else { &[] };
                 let (format, blocks) = (weight.format(), weight.tile(tile));
                 first = registers.tile(format, blocks, next, x, num_rows, store_row);
             }
