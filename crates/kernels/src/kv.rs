@@ -4,8 +4,10 @@
 //! it, each layer and KV head has its keys transposed, `[head_dim, 16]`, so that scores of sixteen
 //! tokens are one vector, and its values as `[16, head_dim]`.
 
-use crate::lanes::{Bf16, Element, F16, LANES};
+use crate::lanes::LANES;
 use crate::pool::{DisjointMut, ThreadPool};
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+use half::{bf16, f16};
 use weft_types::BlockId;
 
 /// Tokens of a block.
@@ -117,10 +119,13 @@ impl KvCache {
         assert_eq!(keys.len(), slots.len() * shape.num_kv_heads * shape.head_dim);
         assert_eq!(values.len(), keys.len());
         match &mut self.storage {
-            Storage::F32(data) => store::<f32, f32>(pool, shape, layer, data, keys, values, slots),
-            Storage::F16(data) => store::<F16, u16>(pool, shape, layer, data, keys, values, slots),
+            Storage::F32(data) => {
+                let encode: Encode<f32> = |values, out| out.copy_from_slice(values);
+                store(pool, shape, layer, data, encode, keys, values, slots);
+            }
+            Storage::F16(data) => store(pool, shape, layer, data, encode_f16, keys, values, slots),
             Storage::Bf16(data) => {
-                store::<Bf16, u16>(pool, shape, layer, data, keys, values, slots);
+                store(pool, shape, layer, data, encode_bf16, keys, values, slots)
             }
         }
     }
@@ -176,31 +181,27 @@ fn page_start(shape: KvShape, block: BlockId, layer: usize, head: usize) -> usiz
     page * 2 * shape.half_page()
 }
 
-/// A number as it lies in memory.
-trait Stored<T: Element>: Copy + Send {
-    fn encode(value: f32) -> Self;
-}
-impl Stored<f32> for f32 {
-    fn encode(value: f32) -> Self {
-        value
-    }
-}
-impl Stored<F16> for u16 {
-    fn encode(value: f32) -> Self {
-        F16::from_f32(value).0
-    }
-}
-impl Stored<Bf16> for u16 {
-    fn encode(value: f32) -> Self {
-        Bf16::from_f32(value).0
+/// Turns numbers into what lies in memory.
+type Encode<S> = fn(&[f32], &mut [S]);
+
+fn encode_f16(values: &[f32], out: &mut [u16]) {
+    out.reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
+    for out in out {
+        // Saturate: an infinity in the cache would poison every later read.
+        *out = if *out & 0x7fff == 0x7c00 { *out - 1 } else { *out };
     }
 }
 
-fn store<T: Element, S: Stored<T>>(
+fn encode_bf16(values: &[f32], out: &mut [u16]) {
+    out.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values);
+}
+
+fn store<S: Copy + Default + Send>(
     pool: &ThreadPool,
     shape: KvShape,
     layer: usize,
     data: &mut [S],
+    encode: Encode<S>,
     keys: &[f32],
     values: &[f32],
     slots: &[KvSlot],
@@ -208,23 +209,25 @@ fn store<T: Element, S: Stored<T>>(
     let (dim, half) = (shape.head_dim, shape.half_page());
     let row_width = shape.num_kv_heads * dim;
     let data = DisjointMut::new(data);
-    pool.run(slots.len(), 16, |rows| {
+    pool.run(slots.len(), 8, |rows| {
         for row in rows {
             let (slot, source) = (slots[row], row * row_width);
             let offset = slot.offset as usize;
             for head in 0..shape.num_kv_heads {
                 let start = page_start(shape, slot.block, layer, head);
                 let source = source + head * dim..source + (head + 1) * dim;
-                for (i, &key) in keys[source.clone()].iter().enumerate() {
-                    // SAFETY: no two rows of a step share a slot.
-                    unsafe { data.write(start + i * BLOCK_SIZE + offset, S::encode(key)) };
+                for (part, keys) in keys[source.clone()].chunks(LANES).enumerate() {
+                    let encoded = &mut [S::default(); LANES][..keys.len()];
+                    encode(keys, encoded);
+                    for (i, &key) in encoded.iter().enumerate() {
+                        let i = part * LANES + i;
+                        // SAFETY: no two rows of a step share a slot.
+                        unsafe { data.write(start + i * BLOCK_SIZE + offset, key) };
+                    }
                 }
                 let start = start + half + offset * dim;
                 // SAFETY: as above.
-                let out = unsafe { data.slice(start..start + dim) };
-                for (out, &value) in out.iter_mut().zip(&values[source]) {
-                    *out = S::encode(value);
-                }
+                encode(&values[source], unsafe { data.slice(start..start + dim) });
             }
         }
     });

@@ -1,30 +1,25 @@
-//! Activations as 16-bit integers, for multiplication with integer weight codes.
+//! Activations as 12-bit integers, for multiplication with integer weight codes.
 //!
-//! Groups of 32 inputs of a row share one scale: `x[k] ≈ scale * q[k]`, |q| ≤ 32767. The error is
-//! below 2^-16 of the group's largest value, so what the weights lost stays the only loss. A row
-//! is quantized from itself alone.
+//! Groups of 32 inputs of a row share one scale: `x[k] ≈ scale * q[k]`, |q| ≤ [`LIMIT`]. The error
+//! is at most 2^-12 of the group's largest value, about that of half precision, so what the weights
+//! lost stays the only loss. Twelve bits are what AMX multiplies with 4-bit weights in one
+//! instruction. A row is quantized from itself alone.
 
 use crate::Isa;
 use crate::isa::multiversion;
 use crate::pool::{DisjointMut, ThreadPool};
 use crate::weight::{CacheLine, GROUP};
 
+/// The largest code: `16 * 127 + 7`, so that both halves of a code are signed bytes.
+const LIMIT: f32 = 2039.0;
+
 /// Rows that AMX multiplies at once.
 pub(crate) const ROWS_PER_BLOCK: usize = 16;
 /// With fewer rows than this AVX-512 is as fast as AMX, and nothing is prepared for it.
 pub(crate) const MIN_AMX_ROWS: usize = 10;
 
-/// Of sixteen rows' group: scales, and scales times sums of codes.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct BlockScales {
-    pub(crate) scales: [f32; ROWS_PER_BLOCK],
-    pub(crate) totals: [f32; ROWS_PER_BLOCK],
-}
-
-impl BlockScales {
-    const ZERO: Self = Self { scales: [0.0; ROWS_PER_BLOCK], totals: [0.0; ROWS_PER_BLOCK] };
-}
+/// Of a group of sixteen rows: their scales, then their totals.
+pub(crate) const BLOCK_SCALES: usize = 2 * ROWS_PER_BLOCK;
 
 /// Quantized rows. The buffers are reused from call to call.
 #[derive(Clone, Debug, Default)]
@@ -41,9 +36,9 @@ pub struct QuantizedRows {
     /// The codes as AMX reads them, one line a row and group, if it does:
     /// `[num_rows / 16, num_inputs / 32, 16]`
     pub(crate) planes: Vec<CacheLine>,
-    /// Scales and totals once more, of sixteen rows together, for AMX:
-    /// `[num_rows / 16, num_inputs / 32]`
-    pub(crate) blocks: Vec<BlockScales>,
+    /// Scales and totals once more, those of sixteen rows together, for AMX:
+    /// `[num_rows / 16, num_inputs / 32, 2, 16]`
+    pub(crate) block_scales: Vec<f32>,
     pub(crate) num_inputs: usize,
 }
 
@@ -65,14 +60,14 @@ impl QuantizedRows {
         let num_blocks = if for_amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
         let num_lines = num_blocks * num_inputs / GROUP;
         self.planes.resize(num_lines * ROWS_PER_BLOCK, CacheLine([0; 64]));
-        self.blocks.resize(num_lines, BlockScales::ZERO);
+        self.block_scales.resize(num_lines * BLOCK_SCALES, 0.0);
         let codes = DisjointMut::new(&mut self.codes);
         let scales = DisjointMut::new(&mut self.scales);
         let sums = DisjointMut::new(&mut self.sums);
         let totals = DisjointMut::new(&mut self.totals);
         let planes = DisjointMut::new(&mut self.planes);
-        let blocks = DisjointMut::new(&mut self.blocks);
-        pool.run(num_rows, ROWS_PER_BLOCK, |rows| {
+        let block_scales = DisjointMut::new(&mut self.block_scales);
+        pool.run(num_rows, 8, |rows| {
             let range = rows.start * num_inputs..rows.end * num_inputs;
             let groups = range.start / GROUP..range.end / GROUP;
             let halves = range.start / 16..range.end / 16;
@@ -93,20 +88,20 @@ impl QuantizedRows {
                 let (scales, totals) =
                     (scales.chunks_exact(groups_per_row), totals.chunks_exact(groups_per_row));
                 for (((row, codes), scales), totals) in rows.zip(codes).zip(scales).zip(totals) {
-                    // SAFETY: as above, of lines; blocks of rows are claimed whole.
+                    let block = row / ROWS_PER_BLOCK * groups_per_row;
+                    // SAFETY: as above: each line and each element is one row's.
                     unsafe {
                         crate::matmul::amx::split_row(codes, row, planes);
-                        let first = row / ROWS_PER_BLOCK * groups_per_row;
-                        let blocks = blocks.slice(first..first + groups_per_row);
-                        for (group, block) in blocks.iter_mut().enumerate() {
-                            block.scales[row % ROWS_PER_BLOCK] = scales[group];
-                            block.totals[row % ROWS_PER_BLOCK] = totals[group];
+                        for (group, (&scale, &total)) in scales.iter().zip(totals).enumerate() {
+                            let index = (block + group) * BLOCK_SCALES + row % ROWS_PER_BLOCK;
+                            block_scales.write(index, scale);
+                            block_scales.write(index + ROWS_PER_BLOCK, total);
                         }
                     }
                 }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            let _ = (planes, blocks);
+            let _ = (planes, block_scales);
         });
     }
 }
@@ -135,8 +130,8 @@ fn quantize_groups_body<const FMA: bool>(
             lanes[lane] = if low > high { low } else { high };
         }
         let largest = crate::lanes::max_lanes(lanes);
-        let scale = largest / 32767.0;
-        let inverse = if largest > 0.0 { 32767.0 / largest } else { 0.0 };
+        let scale = largest / LIMIT;
+        let inverse = if largest > 0.0 { LIMIT / largest } else { 0.0 };
         scales[index] = scale;
         let mut wide = [0i32; GROUP];
         for k in 0..GROUP {

@@ -41,7 +41,7 @@ impl RopeTable {
     pub fn rotate(&self, pool: &ThreadPool, x: &mut [f32], head_dim: usize, positions: &[u32]) {
         let row_width = x.len() / positions.len().max(1);
         let x = DisjointMut::new(x);
-        pool.run(positions.len(), 16, |rows| {
+        pool.run(positions.len(), 8, |rows| {
             for row in rows {
                 // SAFETY: each row is claimed once.
                 let x = unsafe { x.slice(row * row_width..(row + 1) * row_width) };

@@ -1,71 +1,47 @@
 //! Tiles of integer weights with AMX: sixteen rows by sixteen outputs by thirty-two inputs in one
 //! instruction, from ten rows up.
 //!
-//! AMX multiplies 8-bit integers. A 16-bit code is `256 * high + low`, so two products with the same
-//! weights, of which the sums are exact, make the sums that AVX-512 computes, and the floating-point
-//! operations after them are the same: equal bits.
+//! AMX multiplies 8-bit integers. A 12-bit code is `16 * high + low`, and the sums of products are
+//! exact, so they are the sums that AVX-512 computes, and the floating-point operations after them
+//! are the same: equal bits. Sixteen times a 4-bit weight is 8 bits, too: one instruction multiplies
+//! the high halves with that, the low halves with the weight, and adds. Wider weights need two.
 //!
-//! A weight tile is unpacked once for all rows, into the order that `tdpbssd` wants: four inputs of
-//! an output side by side. Which four is set by the packing (see `weight.rs`): shifting the 4-bit
-//! codes of inputs 0..8 apart leaves [`ORDER`], and all else follows that.
+//! A weight tile is unpacked once for all rows, into the order that the instructions want: four
+//! inputs of an output side by side. Which four is set by the packing (see `weight.rs`): shifting
+//! the 4-bit codes of inputs 0..8 apart leaves [`ORDER`], and all else follows that.
+
+mod registers;
+
+pub(super) use registers::TileRegisters;
+pub(crate) use registers::is_available;
 
 use super::avx512::halves;
 use crate::pool::DisjointMut;
-use crate::quantize::{self, QuantizedRows};
+use crate::quantize::{self, BLOCK_SCALES, QuantizedRows};
 use crate::weight::{CacheLine, Format, GROUP, TILE};
-use std::arch::asm;
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_setr_epi8, _mm256_shuffle_epi8,
-    _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
+    _mm256_storeu_si256, _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
     _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_si512,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi32, _mm512_srai_epi16,
-    _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps, _mm512_sub_epi8,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
+    _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps,
+    _mm512_sub_epi8, _mm512_sub_epi16,
 };
-use std::cell::{Cell, RefCell};
-use std::marker::PhantomData;
+use std::cell::RefCell;
 
 /// Rows of a block.
 const ROWS: usize = quantize::ROWS_PER_BLOCK;
-/// Groups of which the products are made before those of the first are scaled: stores of tile
-/// registers are not forwarded to loads, so they need time to reach the cache.
+/// Groups of which the products are made before those of the first are scaled, so that tiles and
+/// vectors work at once: a multiplication takes fifty cycles, and then its sums go through memory.
 const AHEAD: usize = 2;
-/// Groups whose products are kept: more than `AHEAD`, and a power of two.
-const RING: usize = 4;
 const MIN_ROWS: usize = quantize::MIN_AMX_ROWS;
-
-/// Whether this processor has AMX with 8-bit integers and the system lets us use it.
-pub(crate) fn is_available() -> bool {
-    use std::sync::OnceLock;
-    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *IS_AVAILABLE.get_or_init(|| has_instructions() && is_permitted())
-}
-
-fn has_instructions() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8
-}
-
-/// Linux gives tile registers to processes that ask for them.
-#[cfg(target_os = "linux")]
-fn is_permitted() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const XFEATURE_XTILEDATA: libc::c_long = 18;
-    // SAFETY: asks for a permission; passes no memory.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_permitted() -> bool {
-    false
-}
 
 /// Order in which the codes of eight inputs lie in a line: those of the first four bytes of each
 /// output, then those of the second four.
 const ORDER: [i8; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-/// High and low bytes of each group of a row's codes, in [`ORDER`]: one line a group, in the block of
+/// High and low halves of each group of a row's codes, in [`ORDER`]: one line a group, in the block of
 /// sixteen rows that `row` belongs to.
 ///
 /// # Safety
@@ -98,49 +74,20 @@ unsafe fn split_group(codes: &[i16; GROUP], plane: &mut CacheLine) {
     // SAFETY: a group is 64 bytes to read, and a line 64 bytes to write.
     unsafe {
         let codes = _mm512_loadu_si512(codes.as_ptr().cast());
-        let high = _mm512_cvtepi16_epi8(_mm512_srai_epi16::<8>(codes));
-        let low = _mm512_cvtepi16_epi8(codes);
+        // From -8 to 7, so that both halves are signed.
+        let high = _mm512_srai_epi16::<4>(_mm512_add_epi16(codes, _mm512_set1_epi16(8)));
+        let low = _mm512_cvtepi16_epi8(_mm512_sub_epi16(codes, _mm512_slli_epi16::<4>(high)));
+        let high = _mm512_cvtepi16_epi8(high);
         _mm256_storeu_si256(out.cast(), _mm256_shuffle_epi8(high, order));
         _mm256_storeu_si256(out.add(32).cast(), _mm256_shuffle_epi8(low, order));
     }
 }
 
-/// This thread's tile registers; released when dropped.
-pub(super) struct TileRegisters {
-    /// Inputs of a group that they are configured for; 0 before the first use.
-    width: Cell<usize>,
-    not_send: PhantomData<*const ()>,
-}
-
-/// The operand of `ldtilecfg` for groups of `width` inputs: bytes of a row from 16 on, two each;
-/// rows from 48 on.
-const fn configuration(width: usize) -> CacheLine {
-    let mut bytes = [0; 64];
-    bytes[0] = 1;
-    let mut register = 0;
-    while register < 8 {
-        let (row_bytes, num_rows) = match register {
-            // Sums: sixteen rows of sixteen outputs.
-            0..4 => (64, ROWS),
-            // Codes: sixteen rows of bytes.
-            4 | 5 => (width, ROWS),
-            // Weights: four inputs a row.
-            _ => (64, width / 4),
-        };
-        bytes[16 + 2 * register] = row_bytes as u8;
-        bytes[48 + register] = num_rows as u8;
-        register += 1;
-    }
-    CacheLine(bytes)
-}
-
-static CONFIGURATIONS: [CacheLine; 2] = [configuration(16), configuration(32)];
-
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
         RefCell::new(Scratch {
             unpacked: Vec::new(),
-            products: [Products::ZERO; RING],
+            products: Products::ZERO,
             sums: [[0.0; TILE]; ROWS],
         })
     };
@@ -150,25 +97,11 @@ thread_local! {
 struct Scratch {
     /// A weight tile.
     unpacked: Vec<CacheLine>,
-    products: [Products; RING],
+    products: Products,
     sums: [[f32; TILE]; ROWS],
 }
 
 impl TileRegisters {
-    /// Only where [`is_available`]: `Isa::Amx` says so.
-    pub(super) fn of_this_thread() -> Self {
-        assert!(is_available());
-        Self { width: Cell::new(0), not_send: PhantomData }
-    }
-
-    fn configure(&self, width: usize) {
-        if self.width.replace(width) != width {
-            let configuration = &CONFIGURATIONS[width / 32];
-            // SAFETY: the instruction is there and permitted; it reads the 64 bytes.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) configuration, options(nostack)) };
-        }
-    }
-
     /// Sums of a weight tile for the leading rows, as many as this is faster for; returns their
     /// number and calls `store` for each. `next` is the tile after it, empty if there is none:
     /// it is fetched also where another thread may take it, which measured 4 % faster.
@@ -184,12 +117,17 @@ impl TileRegisters {
         if !format.is_integer() || num_rows < MIN_ROWS {
             return 0;
         }
-        self.configure(format.group());
+        let lines_per_group = lines_per_group(format);
+        self.configure(4 * lines_per_group);
         assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
         let num_scales = num_rows.div_ceil(ROWS) * x.num_inputs / GROUP;
-        assert!(x.blocks.len() >= num_scales && x.planes.len() >= num_scales * ROWS);
+        assert!(
+            x.block_scales.len() >= num_scales * BLOCK_SCALES
+                && x.planes.len() >= num_scales * ROWS
+        );
         SCRATCH.with_borrow_mut(|Scratch { unpacked, products, sums }| {
-            unpacked.resize(x.num_inputs / 4, CacheLine([0; 64]));
+            let num_lines = x.num_inputs / format.group() * lines_per_group;
+            unpacked.resize(num_lines, CacheLine([0; 64]));
             // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
             unsafe { unpack_into(format, blocks, unpacked) };
             // Memory works while we multiply.
@@ -213,59 +151,53 @@ impl TileRegisters {
     }
 }
 
-impl Drop for TileRegisters {
-    fn drop(&mut self) {
-        if self.width.get() == 0 {
-            return;
-        }
-        // SAFETY: gives up registers that nothing else in this program uses.
-        unsafe { asm!("tilerelease", options(nomem, nostack)) };
-    }
+/// Lines of a group of an unpacked tile, each of four codes of sixteen outputs: of 4-bit weights
+/// once times sixteen and once as they are.
+fn lines_per_group(format: Format) -> usize {
+    if format == Format::W4 { 2 * GROUP / 4 } else { format.group() / 4 }
 }
 
 /// # Safety
 /// The machine has AVX-512 F and BW; `blocks` has a whole tile of as many inputs as `out` has room for.
 #[target_feature(enable = "avx512f,avx512bw")]
 unsafe fn unpack_into(format: Format, blocks: &[u8], out: &mut [CacheLine]) {
-    let nibbles = _mm512_set1_epi32(0x0f0f_0f0f);
+    let low_nibbles = _mm512_set1_epi8(0x0f);
     let even = _mm512_set1_epi32(0x00ff_00ff);
     let header = format.group_bytes() - code_bytes(format);
     let offset = match format {
         Format::W8 { offset, .. } => _mm512_set1_epi8(offset.cast_signed()),
         _ => _mm512_setzero_si512(),
     };
-    let lines_per_group = format.group() / 4;
+    let lines_per_group = lines_per_group(format);
     for (group, lines) in out.chunks_exact_mut(lines_per_group).enumerate() {
         // SAFETY: within the tile, as promised, and within `lines`, which are aligned.
         unsafe {
             let codes = blocks.as_ptr().add(group * format.group_bytes() + header);
             let lines = lines.as_mut_ptr().cast::<__m512i>();
-            for pair in 0..lines_per_group / 2 {
-                let (first, second) = if format == Format::W4 {
+            if format == Format::W4 {
+                let times_sixteen = lines;
+                let lines = lines.add(lines_per_group / 2);
+                for pair in 0..lines_per_group / 4 {
                     let packed = _mm512_loadu_si512(codes.add(64 * pair).cast());
-                    (
-                        _mm512_and_si512(packed, nibbles),
-                        _mm512_and_si512(_mm512_srli_epi32::<4>(packed), nibbles),
-                    )
-                } else {
-                    // Inputs 0 2 1 3 and 4 6 5 7 become 0 4 1 5 and 2 6 3 7.
-                    let low = _mm512_loadu_si512(codes.add(128 * pair).cast());
-                    let high = _mm512_loadu_si512(codes.add(128 * pair + 64).cast());
-                    let odd_of_low = _mm512_srli_epi32::<8>(_mm512_andnot_si512(even, low));
-                    let even_of_high = _mm512_slli_epi32::<8>(_mm512_and_si512(high, even));
-                    (
-                        _mm512_sub_epi8(
-                            _mm512_or_si512(_mm512_and_si512(low, even), even_of_high),
-                            offset,
-                        ),
-                        _mm512_sub_epi8(
-                            _mm512_or_si512(odd_of_low, _mm512_andnot_si512(even, high)),
-                            offset,
-                        ),
-                    )
-                };
-                _mm512_store_si512(lines.add(2 * pair), first);
-                _mm512_store_si512(lines.add(2 * pair + 1), second);
+                    let first = _mm512_and_si512(packed, low_nibbles);
+                    let second = _mm512_andnot_si512(low_nibbles, packed);
+                    _mm512_store_si512(lines.add(2 * pair), first);
+                    _mm512_store_si512(lines.add(2 * pair + 1), _mm512_srli_epi32::<4>(second));
+                    _mm512_store_si512(times_sixteen.add(2 * pair), _mm512_slli_epi32::<4>(first));
+                    _mm512_store_si512(times_sixteen.add(2 * pair + 1), second);
+                }
+                continue;
+            }
+            for pair in 0..lines_per_group / 2 {
+                // Inputs 0 2 1 3 and 4 6 5 7 become 0 4 1 5 and 2 6 3 7.
+                let low = _mm512_loadu_si512(codes.add(128 * pair).cast());
+                let high = _mm512_loadu_si512(codes.add(128 * pair + 64).cast());
+                let odd_of_low = _mm512_srli_epi32::<8>(_mm512_andnot_si512(even, low));
+                let even_of_high = _mm512_slli_epi32::<8>(_mm512_and_si512(high, even));
+                let first = _mm512_or_si512(_mm512_and_si512(low, even), even_of_high);
+                let second = _mm512_or_si512(odd_of_low, _mm512_andnot_si512(even, high));
+                _mm512_store_si512(lines.add(2 * pair), _mm512_sub_epi8(first, offset));
+                _mm512_store_si512(lines.add(2 * pair + 1), _mm512_sub_epi8(second, offset));
             }
         }
     }
@@ -285,20 +217,23 @@ unsafe fn block(
     unpacked: &[CacheLine],
     x: &QuantizedRows,
     first: usize,
-    products: &mut [Products; RING],
+    products: &mut Products,
     sums: &mut [[f32; TILE]; ROWS],
 ) {
     let bytes = format.group_bytes();
     // SAFETY: as promised by the caller.
     unsafe {
         match format {
+            Format::W4 => {
+                block_of::<GROUP, true, true>(blocks, bytes, unpacked, x, first, products, sums);
+            }
             Format::W8 { group: 16, .. } => {
-                block_of::<16, false>(blocks, bytes, unpacked, x, first, products, sums);
+                block_of::<16, false, false>(blocks, bytes, unpacked, x, first, products, sums);
             }
             Format::W8 { has_min: false, .. } => {
-                block_of::<GROUP, false>(blocks, bytes, unpacked, x, first, products, sums);
+                block_of::<GROUP, false, false>(blocks, bytes, unpacked, x, first, products, sums);
             }
-            _ => block_of::<GROUP, true>(blocks, bytes, unpacked, x, first, products, sums),
+            _ => block_of::<GROUP, true, false>(blocks, bytes, unpacked, x, first, products, sums),
         }
     }
 }
@@ -319,13 +254,13 @@ macro_rules! for_each_row {
 /// # Safety
 /// As [`block`].
 #[target_feature(enable = "avx512f")]
-unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool>(
+unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
     blocks: &[u8],
     group_bytes: usize,
     unpacked: &[CacheLine],
     x: &QuantizedRows,
     first: usize,
-    products: &mut [Products; RING],
+    products: &mut Products,
     sums: &mut [[f32; TILE]; ROWS],
 ) {
     let num_groups = x.num_inputs / WIDTH;
@@ -338,23 +273,31 @@ unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool>(
             if ahead < num_groups {
                 let planes = x.planes.as_ptr().add((start + ahead * WIDTH / GROUP) * ROWS);
                 let planes = planes.cast::<u8>().add(ahead * WIDTH % GROUP);
-                let weights = unpacked.as_ptr().add(ahead * WIDTH / 4);
-                multiply(planes, weights, &mut products[ahead % RING]);
+                let lines = if IS_W4 { WIDTH / 2 } else { WIDTH / 4 };
+                let weights = unpacked.as_ptr().add(ahead * lines);
+                registers::multiply::<IS_W4>(ahead % 2 == 0, planes, weights);
+            }
+            if (1..=num_groups).contains(&ahead) {
+                let group = ahead - 1;
+                registers::store::<IS_W4>(group % 2 == 0, &mut products.0[group % 2]);
             }
             let Some(group) = ahead.checked_sub(AHEAD) else { continue };
-            let products = products[group % RING].0.as_ptr().cast::<__m512i>();
+            let products = products.0[group % 2].as_ptr().cast::<__m512i>();
             let block = blocks.as_ptr().add(group * group_bytes);
             let scale: __m512 = halves(block);
             let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
-            let x = x.blocks.get_unchecked(start + group * WIDTH / GROUP);
+            let scales = start + group * WIDTH / GROUP;
+            let scales = x.block_scales.as_ptr().add(scales * BLOCK_SCALES);
             for_each_row!(ROW, {
-                let high = _mm512_load_si512(products.add(ROW));
-                let low = _mm512_load_si512(products.add(ROWS + ROW));
-                let dot = _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low);
-                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[ROW]));
+                let mut dot = _mm512_load_si512(products.add(ROW));
+                if !IS_W4 {
+                    let low = _mm512_load_si512(products.add(ROWS + ROW));
+                    dot = _mm512_add_epi32(_mm512_slli_epi32::<4>(dot), low);
+                }
+                let scaled = _mm512_mul_ps(scale, _mm512_set1_ps(*scales.add(ROW)));
                 acc[ROW] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scaled, acc[ROW]);
                 if HAS_MIN {
-                    let x_total = _mm512_set1_ps(x.totals[ROW]);
+                    let x_total = _mm512_set1_ps(*scales.add(ROWS + ROW));
                     acc[ROW] = _mm512_fmadd_ps(min, x_total, acc[ROW]);
                 }
             });
@@ -366,39 +309,14 @@ unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool>(
     }
 }
 
-/// Sixteen rows of high, then of low products.
-#[repr(C)]
-struct Products([CacheLine; 2 * ROWS]);
+/// Products of the last two groups: of each, sixteen rows of whole codes, or of high and then of
+/// low halves.
+///
+/// One page, so that no two lines have the same place in their pages: a load waits for an earlier
+/// store to such a line, as if it were the same.
+#[repr(C, align(4096))]
+struct Products([[CacheLine; 2 * ROWS]; 2]);
 
 impl Products {
-    const ZERO: Self = Self([CacheLine([0; 64]); 2 * ROWS]);
-}
-
-/// Products of sixteen rows and one group of a weight tile.
-///
-/// # Safety
-/// [`TileRegisters`] are configured; `weights` has a line for four inputs, and `planes` sixteen
-/// lines, each from the group's first input on.
-#[inline(always)]
-unsafe fn multiply(planes: *const u8, weights: *const CacheLine, out: &mut Products) {
-    // SAFETY: registers 4 and 5 read a part of sixteen lines, 6 whole lines; 0 and 1 write sixteen
-    // lines each, which is all of `out`.
-    unsafe {
-        asm!(
-            "tileloadd tmm6, [{weights} + {line}]",
-            "tileloadd tmm4, [{planes} + {line}]",
-            "tilezero tmm0",
-            "tdpbssd tmm0, tmm4, tmm6",
-            "tileloadd tmm5, [{planes} + {line} + 32]",
-            "tilezero tmm1",
-            "tdpbusd tmm1, tmm5, tmm6",
-            "tilestored [{out} + {line}], tmm0",
-            "tilestored [{out} + {line} + 1024], tmm1",
-            planes = in(reg) planes,
-            weights = in(reg) weights,
-            line = in(reg) 64usize,
-            out = in(reg) std::ptr::from_mut(out),
-            options(nostack, preserves_flags),
-        );
-    }
+    const ZERO: Self = Self([[CacheLine([0; 64]); 2 * ROWS]; 2]);
 }

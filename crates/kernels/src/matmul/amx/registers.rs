@@ -1,0 +1,201 @@
+//! Tile registers: who has them, how they are configured, and the instructions on them.
+//!
+//! ```text
+//! 0, 1  sums: of even groups; of high and of low halves, if not at once
+//! 2, 3  sums of odd groups: one group's are stored while the next ones are made
+//! 4, 5  codes of sixteen rows
+//! 6     weights
+//! ```
+
+use super::ROWS;
+use crate::weight::CacheLine;
+use std::arch::asm;
+use std::cell::Cell;
+use std::marker::PhantomData;
+
+/// Whether this processor has AMX with 8-bit integers and the system lets us use it.
+pub(crate) fn is_available() -> bool {
+    use std::sync::OnceLock;
+    static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *IS_AVAILABLE.get_or_init(|| has_instructions() && is_permitted())
+}
+
+fn has_instructions() -> bool {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+    const TILE_AND_INT8: u32 = 1 << 24 | 1 << 25;
+    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & TILE_AND_INT8 == TILE_AND_INT8
+}
+
+/// Linux gives tile registers to processes that ask for them.
+#[cfg(target_os = "linux")]
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_long = 18;
+    // SAFETY: asks for a permission; passes no memory.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_permitted() -> bool {
+    false
+}
+
+/// This thread's tile registers; released when dropped.
+pub(in super::super) struct TileRegisters {
+    /// Codes of a row that they are configured for; 0 before the first use.
+    width: Cell<usize>,
+    not_send: PhantomData<*const ()>,
+}
+
+/// The operand of `ldtilecfg` for `width` codes a row: bytes of a row from 16 on, two each;
+/// rows from 48 on.
+const fn configuration(width: usize) -> CacheLine {
+    let mut bytes = [0; 64];
+    bytes[0] = 1;
+    let mut register = 0;
+    while register < 8 {
+        let (row_bytes, num_rows) = match register {
+            // Sums: sixteen rows of sixteen outputs.
+            0..4 => (64, ROWS),
+            // Codes: sixteen rows of bytes.
+            4 | 5 => (width, ROWS),
+            // Weights: four inputs a row.
+            _ => (64, width / 4),
+        };
+        bytes[16 + 2 * register] = row_bytes as u8;
+        bytes[48 + register] = num_rows as u8;
+        register += 1;
+    }
+    CacheLine(bytes)
+}
+
+static CONFIGURATIONS: [CacheLine; 3] = [configuration(16), configuration(32), configuration(64)];
+
+impl TileRegisters {
+    /// Only where [`is_available`]: `Isa::Amx` says so.
+    pub(in super::super) fn of_this_thread() -> Self {
+        assert!(is_available());
+        Self { width: Cell::new(0), not_send: PhantomData }
+    }
+
+    pub(super) fn configure(&self, width: usize) {
+        if self.width.replace(width) != width {
+            let configuration = &CONFIGURATIONS[width / 32];
+            // SAFETY: the instruction is there and permitted; it reads the 64 bytes.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) configuration, options(nostack)) };
+        }
+    }
+}
+
+impl Drop for TileRegisters {
+    fn drop(&mut self) {
+        if self.width.get() == 0 {
+            return;
+        }
+        // SAFETY: gives up registers that nothing else in this program uses.
+        unsafe { asm!("tilerelease", options(nomem, nostack)) };
+    }
+}
+
+/// Instructions on whole tiles. Only registers and what the operands point to are touched.
+macro_rules! tiles {
+    ([$($instruction:literal),*] $($name:ident = $value:expr),*) => {
+        asm!(
+            $($instruction,)*
+            $($name = in(reg) $value,)*
+            line = in(reg) 64usize,
+            options(nostack, preserves_flags),
+        )
+    };
+}
+
+/// Products of sixteen rows' codes with one group of a weight tile, into the registers of even or
+/// odd groups: of whole codes with 4-bit weights, else of high and low halves.
+///
+/// # Safety
+/// This thread's [`TileRegisters`] are configured; `weights` has a line for every four codes of a
+/// row, and `planes` sixteen lines, each from the group's first code on.
+#[inline(always)]
+pub(super) unsafe fn multiply<const IS_W4: bool>(
+    is_even: bool,
+    planes: *const u8,
+    weights: *const CacheLine,
+) {
+    // SAFETY: as promised by the caller, the lines are there.
+    unsafe {
+        match (IS_W4, is_even) {
+            (true, true) => tiles!(
+                [
+                    "tileloadd tmm6, [{weights} + {line}]",
+                    "tileloadd tmm4, [{planes} + {line}]",
+                    "tilezero tmm0",
+                    "tdpbsud tmm0, tmm4, tmm6"
+                ]
+                planes = planes, weights = weights
+            ),
+            (true, false) => tiles!(
+                [
+                    "tileloadd tmm6, [{weights} + {line}]",
+                    "tileloadd tmm4, [{planes} + {line}]",
+                    "tilezero tmm2",
+                    "tdpbsud tmm2, tmm4, tmm6"
+                ]
+                planes = planes, weights = weights
+            ),
+            (false, true) => tiles!(
+                [
+                    "tileloadd tmm6, [{weights} + {line}]",
+                    "tileloadd tmm4, [{planes} + {line}]",
+                    "tilezero tmm0",
+                    "tdpbssd tmm0, tmm4, tmm6",
+                    "tileloadd tmm5, [{planes} + {line} + 32]",
+                    "tilezero tmm1",
+                    "tdpbssd tmm1, tmm5, tmm6"
+                ]
+                planes = planes, weights = weights
+            ),
+            (false, false) => tiles!(
+                [
+                    "tileloadd tmm6, [{weights} + {line}]",
+                    "tileloadd tmm4, [{planes} + {line}]",
+                    "tilezero tmm2",
+                    "tdpbssd tmm2, tmm4, tmm6",
+                    "tileloadd tmm5, [{planes} + {line} + 32]",
+                    "tilezero tmm3",
+                    "tdpbssd tmm3, tmm5, tmm6"
+                ]
+                planes = planes, weights = weights
+            ),
+        }
+    }
+}
+
+/// Writes what [`multiply`] made: with 4-bit weights only the first sixteen lines.
+///
+/// # Safety
+/// This thread's [`TileRegisters`] are configured.
+#[inline(always)]
+pub(super) unsafe fn store<const IS_W4: bool>(is_even: bool, out: &mut [CacheLine; 2 * ROWS]) {
+    let out = out.as_mut_ptr();
+    // SAFETY: a register is sixteen lines, of which there are two times as many.
+    unsafe {
+        match (IS_W4, is_even) {
+            (true, true) => tiles!(["tilestored [{out} + {line}], tmm0"] out = out),
+            (true, false) => tiles!(["tilestored [{out} + {line}], tmm2"] out = out),
+            (false, true) => tiles!(
+                [
+                    "tilestored [{out} + {line}], tmm0",
+                    "tilestored [{out} + {line} + 1024], tmm1"
+                ]
+                out = out
+            ),
+            (false, false) => tiles!(
+                [
+                    "tilestored [{out} + {line}], tmm2",
+                    "tilestored [{out} + {line} + 1024], tmm3"
+                ]
+                out = out
+            ),
+        }
+    }
+}
