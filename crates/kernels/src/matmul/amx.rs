@@ -109,7 +109,7 @@ impl TileRegisters {
         &self,
         format: Format,
         blocks: &[u8],
-        next: &[u8],
+        mut next: &[u8],
         x: &QuantizedRows,
         num_rows: usize,
         store: impl Fn(usize, &[f32; TILE]),
@@ -130,16 +130,12 @@ impl TileRegisters {
             unpacked.resize(num_lines, CacheLine([0; 64]));
             // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
             unsafe { unpack_into(format, blocks, unpacked) };
-            // Memory works while we multiply.
-            for line in next.chunks(64) {
-                // SAFETY: a hint, and the address is valid.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
-            }
             let mut first = 0;
             while num_rows - first >= MIN_ROWS {
                 // SAFETY: this thread's registers are configured for the format; by the
                 // assertions there are sixteen rows from `first`.
-                unsafe { block(format, blocks, unpacked, x, first, products, sums) };
+                unsafe { block(format, blocks, next, unpacked, x, first, products, sums) };
+                next = &[];
                 let end = num_rows.min(first + ROWS);
                 for (row, sums) in (first..end).zip(&*sums) {
                     store(row, sums);
@@ -214,6 +210,7 @@ fn code_bytes(format: Format) -> usize {
 unsafe fn block(
     format: Format,
     blocks: &[u8],
+    next: &[u8],
     unpacked: &[CacheLine],
     x: &QuantizedRows,
     first: usize,
@@ -225,15 +222,23 @@ unsafe fn block(
     unsafe {
         match format {
             Format::W4 => {
-                block_of::<GROUP, true, true>(blocks, bytes, unpacked, x, first, products, sums);
+                block_of::<GROUP, true, true>(
+                    blocks, next, bytes, unpacked, x, first, products, sums,
+                );
             }
             Format::W8 { group: 16, .. } => {
-                block_of::<16, false, false>(blocks, bytes, unpacked, x, first, products, sums);
+                block_of::<16, false, false>(
+                    blocks, next, bytes, unpacked, x, first, products, sums,
+                );
             }
             Format::W8 { has_min: false, .. } => {
-                block_of::<GROUP, false, false>(blocks, bytes, unpacked, x, first, products, sums);
+                block_of::<GROUP, false, false>(
+                    blocks, next, bytes, unpacked, x, first, products, sums,
+                );
             }
-            _ => block_of::<GROUP, true, false>(blocks, bytes, unpacked, x, first, products, sums),
+            _ => block_of::<GROUP, true, false>(
+                blocks, next, bytes, unpacked, x, first, products, sums,
+            ),
         }
     }
 }
@@ -256,6 +261,7 @@ macro_rules! for_each_row {
 #[target_feature(enable = "avx512f")]
 unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
     blocks: &[u8],
+    next: &[u8],
     group_bytes: usize,
     unpacked: &[CacheLine],
     x: &QuantizedRows,
@@ -276,6 +282,11 @@ unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
                 let lines = if IS_W4 { WIDTH / 2 } else { WIDTH / 4 };
                 let weights = unpacked.as_ptr().add(ahead * lines);
                 registers::multiply::<IS_W4>(ahead % 2 == 0, planes, weights);
+                // Memory works while we multiply, a few lines at a time: it takes no more.
+                let next = next.get(ahead * group_bytes..).unwrap_or_default();
+                for line in next.chunks(64).take(group_bytes.div_ceil(64)) {
+                    _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+                }
             }
             if (1..=num_groups).contains(&ahead) {
                 let group = ahead - 1;
