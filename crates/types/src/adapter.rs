@@ -15,6 +15,8 @@ pub enum Dtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// Eight-bit integers, with a scale for each row.
+    I8,
 }
 
 impl Dtype {
@@ -24,6 +26,7 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
+            Self::I8 => 1,
         }
     }
 }
@@ -77,7 +80,7 @@ pub enum Site {
 }
 
 /// A row-major matrix in the dtype of the file, values little-endian.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AdapterTensor {
     /// Element type.
     pub dtype: Dtype,
@@ -87,6 +90,8 @@ pub struct AdapterTensor {
     pub cols: usize,
     /// `rows * cols * dtype.size()` bytes.
     pub data: Box<[u8]>,
+    /// `[rows]`: what each row's integers are multiplied with. `None` but for [`Dtype::I8`].
+    pub row_scales: Option<Box<[f32]>>,
 }
 
 /// `y[t,:] += scale * (x[t,:] A^T) B`, `A:[rank,K]`, `B:[rank,N]` (PEFT's `lora_B` transposed).

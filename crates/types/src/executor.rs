@@ -1,8 +1,8 @@
 //! The trait that turns a [`StepPlan`] into a [`StepOutput`]: a model on a device, or a simulation.
 
-use crate::adapter::LoweredAdapter;
-use crate::id::{SeqId, TokenId};
-use crate::plan::{StepOutput, StepPlan};
+use crate::id::{AdapterId, SeqId, TokenId};
+use crate::packed::PackedAdapter;
+use crate::plan::{AdapterLoad, StepOutput, StepPlan};
 use crate::request::SamplingParams;
 use std::sync::Arc;
 
@@ -11,8 +11,10 @@ use std::sync::Arc;
 pub struct ExecutorLimits {
     /// Tokens of one KV block.
     pub block_size: usize,
-    /// KV blocks in all.
+    /// Chunks of the memory pool: each is a KV block or a page of an adapter.
     pub num_blocks: usize,
+    /// Bytes of a chunk.
+    pub chunk_bytes: usize,
     /// The longest sequence, prompt and output together.
     pub max_model_len: usize,
     /// Sequences of one step.
@@ -33,7 +35,7 @@ pub struct SequenceSpec {
     /// See [`crate::StopConditions::min_tokens`].
     pub min_tokens: u32,
     /// `None` is the bare base.
-    pub adapter: Option<Arc<LoweredAdapter>>,
+    pub adapter: Option<AdapterId>,
 }
 
 /// A step failed. Its sequences end with this sentence; the engine goes on.
@@ -49,13 +51,25 @@ pub trait Executor: Send {
     /// What it can hold.
     fn limits(&self) -> ExecutorLimits;
 
+    /// Begins to copy an adapter to the device, one page to each chunk, and returns at once. The
+    /// chunks are its own until [`Self::unload_adapter`].
+    fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>);
+
+    /// Appends the adapters whose copies have ended since the last call.
+    fn finished_loads(&mut self, finished: &mut Vec<AdapterId>);
+
+    /// Forgets an adapter whose copy has ended. No step uses it any more.
+    fn unload_adapter(&mut self, adapter: AdapterId);
+
     /// Announces a sequence; it may be planned from the next step on.
     fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec);
 
     /// Forgets a sequence that ended or was cancelled. Unknown ids are ignored.
     fn remove_sequence(&mut self, seq: SeqId);
 
-    /// Computes a step and fills `output` (cleared first), one entry per planned sequence.
+    /// Computes a step and fills `output` (cleared first), one entry per planned sequence. The
+    /// adapters of the sequences are on the device. Loads and evictions of the plan were begun
+    /// before.
     ///
     /// A sequence may be planned again from position 0 after a preemption, with the tokens drawn
     /// so far as part of its input: what was drawn stays drawn.

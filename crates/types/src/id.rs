@@ -10,9 +10,15 @@ pub type TokenId = u32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SeqId(pub u64);
 
-/// A block of the paged KV cache: room for `block_size` consecutive tokens in every layer.
+/// A chunk of the device's memory pool. It holds `block_size` consecutive tokens of the KV cache in
+/// every layer, or a page of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BlockId(pub u32);
+
+/// An adapter as scheduler and executor know it: a small number that is used again once nobody
+/// needs the adapter any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AdapterId(pub u32);
 
 /// A 256-bit digest of an adapter's bytes: its identity. Two names with the same bytes share one.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

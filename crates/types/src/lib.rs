@@ -3,6 +3,7 @@
 //! * [`id`]: newtypes for sequences, KV blocks, adapters and content hashes.
 //! * [`request`]: what a client wants generated, after parsing and validation.
 //! * [`adapter`]: the lowered form of an adapter: what `adapters` makes and `runner` multiplies.
+//! * [`packed`]: the same in pages as large as the device's chunks: what is copied there.
 //! * [`plan`]: `StepPlan` and `StepOutput`, the contract between `scheduler` and `runner`.
 //! * [`executor`]: the trait that turns one into the other.
 //! * [`event`]: what the engine tells the stream of one request.
@@ -15,6 +16,7 @@ pub mod event;
 pub mod executor;
 pub mod id;
 pub mod model;
+pub mod packed;
 pub mod plan;
 pub mod request;
 
@@ -23,7 +25,8 @@ pub use adapter::{
 };
 pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};
 pub use executor::{ExecuteError, Executor, ExecutorLimits, SequenceSpec};
-pub use id::{BlockId, ContentHash, SeqId, TokenId};
+pub use id::{AdapterId, BlockId, ContentHash, SeqId, TokenId};
 pub use model::{BaseModelSpec, LinearShape};
-pub use plan::{PlannedSequence, SequenceOutput, StepOutput, StepPlan};
+pub use packed::{PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, RowTooLarge};
+pub use plan::{AdapterLoad, PlannedSequence, SequenceOutput, StepOutput, StepPlan};
 pub use request::{GenerateRequest, SamplingParams, StopConditions};

@@ -4,7 +4,7 @@
 
 use crate::event::TokenLogprobs;
 use crate::executor::ExecuteError;
-use crate::id::{BlockId, SeqId, TokenId};
+use crate::id::{AdapterId, BlockId, SeqId, TokenId};
 use std::ops::Range;
 
 /// The part of one sequence that runs in a step.
@@ -23,6 +23,15 @@ pub struct PlannedSequence {
     pub sample: bool,
 }
 
+/// An adapter to be copied to the device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterLoad {
+    /// Not on the device.
+    pub adapter: AdapterId,
+    /// One for each of its pages.
+    pub chunks: Box<[BlockId]>,
+}
+
 /// What one step computes: decodes (one token) and prefill chunks (many) mixed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StepPlan {
@@ -32,17 +41,23 @@ pub struct StepPlan {
     pub tokens: Vec<TokenId>,
     /// All sequences' block tables, in the order of `sequences`.
     pub block_tables: Vec<BlockId>,
+    /// Adapters that leave the device before the step: their chunks may be written in it.
+    pub evictions: Vec<AdapterId>,
+    /// Copies to begin, after the evictions. None of these adapters is used in this step.
+    pub loads: Vec<AdapterLoad>,
 }
 
 impl StepPlan {
     /// Empties the plan and keeps its memory.
     pub fn clear(&mut self) {
+        self.evictions.clear();
+        self.loads.clear();
         self.sequences.clear();
         self.tokens.clear();
         self.block_tables.clear();
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to compute.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
