@@ -17,6 +17,19 @@ pub enum AddError {
         /// The longest that would be accepted.
         max: usize,
     },
+    /// Even alone, adapter and sequence would not fit the device's memory.
+    #[error(
+        "the adapter takes {adapter} chunks of this server's memory and the request up to {needed}, \
+         of {max} in all: lower max_tokens, or give the server more --memory"
+    )]
+    AdapterTooLarge {
+        /// Chunks of the adapter.
+        adapter: usize,
+        /// Blocks at the sequence's full length.
+        needed: usize,
+        /// Chunks in all.
+        max: usize,
+    },
     /// Even alone, the sequence would outgrow the KV cache before its last token.
     #[error(
         "prompt and output need {needed} KV cache blocks, but this server has {max}: lower \
@@ -31,7 +44,7 @@ pub enum AddError {
 }
 
 /// Whether a prompt of `num_prompt_tokens` with these stop conditions can complete, given all of
-/// the KV cache for itself.
+/// the memory for itself and an adapter of `adapter_chunks`.
 ///
 /// # Errors
 /// As the variants of [`AddError`] say.
@@ -39,6 +52,7 @@ pub fn check_fits(
     limits: &ExecutorLimits,
     num_prompt_tokens: usize,
     stop: &StopConditions,
+    adapter_chunks: usize,
 ) -> Result<(), AddError> {
     if num_prompt_tokens == 0 {
         return Err(AddError::EmptyPrompt);
@@ -51,6 +65,10 @@ pub fn check_fits(
     let needed = max_positions(limits, num_prompt_tokens, stop).div_ceil(limits.block_size);
     if needed > limits.num_blocks {
         return Err(AddError::TooManyBlocks { needed, max: limits.num_blocks });
+    }
+    if needed + adapter_chunks > limits.num_blocks {
+        let (adapter, max) = (adapter_chunks, limits.num_blocks);
+        return Err(AddError::AdapterTooLarge { adapter, needed, max });
     }
     Ok(())
 }
@@ -73,6 +91,7 @@ mod tests {
     const LIMITS: ExecutorLimits = ExecutorLimits {
         block_size: 4,
         num_blocks: 5,
+        chunk_bytes: 64,
         max_model_len: 32,
         max_num_seqs: 8,
         max_num_batched_tokens: 16,
@@ -80,7 +99,7 @@ mod tests {
 
     fn check(num_prompt_tokens: usize, max_tokens: u32) -> Result<(), AddError> {
         let stop = StopConditions { max_tokens, ..StopConditions::default() };
-        check_fits(&LIMITS, num_prompt_tokens, &stop)
+        check_fits(&LIMITS, num_prompt_tokens, &stop, 0)
     }
 
     #[test]
@@ -90,6 +109,14 @@ mod tests {
         assert_eq!(check(33, 0), Err(AddError::PromptTooLong { tokens: 33, max: 32 }));
         assert_eq!(check(10, 12), Err(AddError::TooManyBlocks { needed: 6, max: 5 }));
         assert_eq!(check(10, u32::MAX), Err(AddError::TooManyBlocks { needed: 8, max: 5 }));
+    }
+
+    #[test]
+    fn an_adapter_needs_room_beside_the_sequence() {
+        let stop = StopConditions { max_tokens: 3, ..StopConditions::default() };
+        assert_eq!(check_fits(&LIMITS, 10, &stop, 2), Ok(()));
+        let refused = AddError::AdapterTooLarge { adapter: 3, needed: 3, max: 5 };
+        assert_eq!(check_fits(&LIMITS, 10, &stop, 3), Err(refused));
     }
 
     #[test]

@@ -1,9 +1,10 @@
-//! The KV blocks: who holds which, and what the unheld ones still contain.
+//! The chunks of the device's memory: who holds which, and what the unheld ones still contain.
 //!
-//! In: allocate, acquire by content, register content, release. Out: block ids. A block is in
-//! exactly one of three states: *free* (nothing worth keeping), *held* (by at least one sequence)
-//! or *idle* (held by none, but its content is known and findable until its room is needed).
-//! Every operation is O(1). Knows no sequences and no tokens.
+//! In: allocate, acquire by content, register content, release, evict. Out: chunk ids. A chunk is
+//! in exactly one of three states: *free* (nothing worth keeping), *held* (by sequences as a KV
+//! block, or by one adapter as a page) or *idle* (a KV block that no sequence holds, whose content
+//! is known and findable until its room is needed). Every operation is O(1). Knows no sequences, no
+//! tokens and no adapters.
 
 use crate::lru::LruList;
 use crate::prefix_cache::BlockHash;
@@ -13,6 +14,8 @@ use weft_types::BlockId;
 #[derive(Clone, Copy, Default)]
 struct Block {
     num_refs: u32,
+    /// While it is idle: what keeping it is worth.
+    value: f64,
     /// Set while [`BlockPool::cached`] leads here.
     hash: Option<BlockHash>,
 }
@@ -25,7 +28,7 @@ pub(crate) struct BlockPool {
     cached: FxHashMap<BlockHash, BlockId>,
 }
 
-/// A findable block, and whether taking it lowers [`BlockPool::num_available`].
+/// A findable block, and whether it is idle: taking it then leaves less to evict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CachedBlock {
     pub(crate) id: BlockId,
@@ -46,14 +49,17 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Blocks that [`Self::allocate`] can give: free and idle ones.
-    pub(crate) fn num_available(&self) -> usize {
-        self.free.len() + self.idle.len()
+    pub(crate) fn num_free(&self) -> usize {
+        self.free.len()
     }
 
-    /// A block for the caller alone. The oldest idle one loses its content when none is free.
+    pub(crate) fn num_idle(&self) -> usize {
+        self.idle.len()
+    }
+
+    /// A free chunk for the caller alone.
     pub(crate) fn allocate(&mut self) -> Option<BlockId> {
-        let id = self.free.pop().or_else(|| self.evict())?;
+        let id = self.free.pop()?;
         self.block(id).num_refs = 1;
         Some(id)
     }
@@ -82,30 +88,40 @@ impl BlockPool {
         }
     }
 
-    /// One holder less.
-    pub(crate) fn release(&mut self, id: BlockId) {
+    /// One holder less. `value` is that of a block that becomes idle.
+    pub(crate) fn release(&mut self, id: BlockId, value: impl FnOnce() -> f64) {
         let block = self.block(id);
         block.num_refs -= 1;
         match (block.num_refs, block.hash) {
             (0, None) => self.free.push(id),
-            (0, Some(_)) => self.idle.push_back(id),
+            (0, Some(_)) => {
+                block.value = value();
+                self.idle.push_back(id);
+            }
             _ => {}
         }
     }
 
-    fn evict(&mut self) -> Option<BlockId> {
+    /// The value of the oldest idle block.
+    pub(crate) fn least_valuable(&self) -> Option<f64> {
+        self.idle.front().map(|id| self.blocks[id.0 as usize].value)
+    }
+
+    /// Frees the oldest idle block and tells its value.
+    pub(crate) fn evict(&mut self) -> Option<f64> {
         let id = self.idle.pop_front()?;
         if let Some(hash) = self.block(id).hash.take() {
             self.cached.remove(&hash);
         }
-        Some(id)
+        self.free.push(id);
+        Some(self.blocks[id.0 as usize].value)
     }
 
     fn block(&mut self, id: BlockId) -> &mut Block {
         &mut self.blocks[id.0 as usize]
     }
 
-    /// Compares the pool with how often each block is held by sequences, `num_holders[block]`.
+    /// Compares the pool with how often each chunk is held, `num_holders[chunk]`.
     pub(crate) fn check_integrity(&self, num_holders: &[u32]) -> Result<(), String> {
         let mut num_places: Vec<usize> =
             num_holders.iter().map(|&holders| usize::from(holders > 0)).collect();
@@ -151,18 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_idle_block_is_reused_only_when_none_is_free() {
+    fn the_oldest_idle_block_is_evicted_first() {
         let mut pool = BlockPool::new(3);
         let [first, second] = hashes();
         let held: Vec<BlockId> = (0..2).map(|_| pool.allocate().unwrap()).collect();
         pool.register(held[0], first);
         pool.register(held[1], second);
-        pool.release(held[0]);
-        pool.release(held[1]);
-        assert_eq!(pool.num_available(), 3);
+        pool.release(held[0], || 0.5);
+        pool.release(held[1], || 0.25);
+        assert_eq!((pool.num_free(), pool.num_idle()), (1, 2));
 
-        assert_eq!(pool.allocate(), Some(BlockId(2)), "the free one goes first");
-        assert_eq!(pool.allocate(), Some(held[0]), "then the one that was idle longest");
+        assert_eq!(pool.allocate(), Some(BlockId(2)));
+        assert_eq!(pool.allocate(), None);
+        assert_eq!(pool.least_valuable(), Some(0.5));
+        assert_eq!(pool.evict(), Some(0.5), "the one that was idle longest");
+        assert_eq!(pool.allocate(), Some(held[0]));
         assert_eq!(pool.find(first), None);
         assert_eq!(pool.find(second), Some(CachedBlock { id: held[1], is_idle: true }));
         pool.check_integrity(&[1, 0, 1]).unwrap();
@@ -175,10 +194,12 @@ mod tests {
         let id = pool.allocate().unwrap();
         pool.register(id, hash);
         pool.acquire(pool.find(hash).unwrap());
-        pool.release(id);
+        pool.release(id, || 0.0);
         assert_eq!(pool.allocate(), None);
         assert_eq!(pool.find(hash), Some(CachedBlock { id, is_idle: false }));
-        pool.release(id);
+        pool.release(id, || 0.0);
+        assert_eq!(pool.find(hash), Some(CachedBlock { id, is_idle: true }));
+        pool.evict().unwrap();
         assert_eq!(pool.allocate(), Some(id));
     }
 
@@ -189,8 +210,8 @@ mod tests {
         let (kept, twin) = (pool.allocate().unwrap(), pool.allocate().unwrap());
         pool.register(kept, hash);
         pool.register(twin, hash);
-        pool.release(twin);
-        pool.release(kept);
+        pool.release(twin, || 0.0);
+        pool.release(kept, || 0.0);
         pool.check_integrity(&[0, 0]).unwrap();
         assert_eq!(pool.allocate(), Some(twin));
     }

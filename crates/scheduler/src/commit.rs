@@ -1,15 +1,18 @@
 //! What a computed step changes: tokens are appended, sequences end, blocks become findable or
 //! free. In: the plan and its output. Out: one event per thing that a client sees.
 
-use crate::scheduler::Scheduler;
+use crate::scheduler::{Scheduler, release};
 use weft_types::{ExecuteError, SeqId, SequenceOutput, StepOutput, StepPlan, TokenEvent};
+
+/// What an output token counts for a tenant; an input token that had to be computed counts 1.
+const OUTPUT_TOKEN: u64 = 2;
 
 /// What happened to one sequence. Those of a sequence come in order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SequenceEvent {
     /// Which.
     pub seq: SeqId,
-    /// After `Finished` and `Failed` the scheduler has forgotten the sequence.
+    /// After `Finished`, `Failed` and `Expired` the scheduler has forgotten the sequence.
     pub event: TokenEvent,
 }
 
@@ -23,9 +26,9 @@ impl Scheduler {
         output: &mut StepOutput,
         events: &mut Vec<SequenceEvent>,
     ) {
-        let Self { running, pool, hasher, limits, counters, .. } = self;
+        let Self { running, memory, waiting, hasher, limits, counters, .. } = self;
         let num_running = running.len();
-        // Both lists are in order of arrival, so one pass over both finds all.
+        // Both lists are in the order of running, so one pass over both finds all.
         let mut computed = plan.sequences.iter().zip(&mut output.sequences);
         running.retain_mut(|seq| {
             if !std::mem::take(&mut seq.is_planned) {
@@ -40,7 +43,7 @@ impl Scheduler {
             let mut emit = |event| events.push(SequenceEvent { seq: seq.id, event });
             if let Some(error) = failed {
                 emit(TokenEvent::Failed(error));
-                seq.release_blocks(pool);
+                release(seq, memory, waiting);
                 return false;
             }
 
@@ -53,10 +56,11 @@ impl Scheduler {
             if let Some(token) = token {
                 emit(TokenEvent::Token { token, logprobs });
                 counters.generation_tokens += 1;
+                waiting.charge(seq.tenant, OUTPUT_TOKEN);
             }
             seq.advance_to(chunk.start + chunk.tokens.len());
             if self.enable_prefix_caching {
-                seq.register_full_blocks(pool, hasher, limits.block_size);
+                seq.register_full_blocks(memory, hasher, limits.block_size);
             }
             seq.tokens.extend(token);
 
@@ -65,11 +69,12 @@ impl Scheduler {
                 seq: seq.id,
                 event: TokenEvent::Finished { reason, usage: seq.usage() },
             });
-            seq.release_blocks(pool);
+            release(seq, memory, waiting);
             false
         });
         if self.running.len() != num_running {
             self.roster_version += 1;
+            self.may_look_ahead = true;
         }
     }
 

@@ -1,16 +1,18 @@
 //! An audit of everything that must hold between two calls. For tests and for idle time.
 
 use crate::scheduler::Scheduler;
+use rustc_hash::FxHashMap;
+use weft_types::AdapterId;
 
 impl Scheduler {
-    /// Checks that every block is free, cached or held with an exact count, that sequences hold
-    /// blocks for what they have computed, and that order is kept.
+    /// Checks that every chunk is free, cached or held with an exact count, that sequences hold
+    /// blocks for what they have computed, and that adapters and tenants count their sequences.
     ///
     /// # Errors
     /// A sentence that names the first thing found wrong.
     pub fn check_integrity(&self) -> Result<(), String> {
         let block_size = self.limits.block_size;
-        let mut num_holders = vec![0; self.pool.num_blocks()];
+        let mut num_holders = vec![0; self.memory.num_chunks()];
         for seq in &self.running {
             for block in &seq.blocks {
                 num_holders[block.0 as usize] += 1;
@@ -30,10 +32,23 @@ impl Scheduler {
         if self.running.len() > self.limits.max_num_seqs {
             return Err(format!("{} sequences run", self.running.len()));
         }
-        let in_order = self.running.iter().chain(self.waiting.iter());
-        if !in_order.map(|seq| seq.arrival).is_sorted() {
-            return Err("a later arrival comes before an earlier one".to_owned());
+        let mut uses = FxHashMap::<AdapterId, (u32, u32)>::default();
+        for seq in &self.running {
+            seq.adapter.iter().for_each(|&id| uses.entry(id).or_default().0 += 1);
         }
-        self.pool.check_integrity(&num_holders)
+        for seq in self.waiting.iter() {
+            seq.adapter.iter().for_each(|&id| uses.entry(id).or_default().1 += 1);
+        }
+        for (id, entry) in self.memory.residency.iter() {
+            let counted = (entry.num_running, entry.num_waiting);
+            if counted != uses.remove(&id).unwrap_or_default() {
+                return Err(format!("adapter {} counts {counted:?} wrongly", entry.spec.hash));
+            }
+        }
+        if !uses.is_empty() {
+            return Err("a sequence names an adapter that is not known".to_owned());
+        }
+        self.waiting.check_integrity(&self.running)?;
+        self.memory.check_integrity(num_holders)
     }
 }

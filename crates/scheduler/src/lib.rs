@@ -6,24 +6,33 @@
 //!
 //! The rules, in the order in which a step meets them:
 //!
-//! 1. Running sequences come first, in order of arrival: one token for a decode, the next chunk
-//!    for an unfinished prefill ([`Scheduler::plan`]).
-//! 2. One that needs a block when there is none takes those of the latest arrival, which goes back
-//!    to the front of the queue and is recomputed later. So the oldest always completes.
-//! 3. What is left of the token budget goes to waiting sequences, first come first served, behind
+//! 1. Running sequences come first, in the order in which they began: one token for a decode, the
+//!    next chunk for an unfinished prefill ([`Scheduler::plan`]).
+//! 2. One that needs a block when there is none takes those of the sequence that began last, which
+//!    goes back to the queue and is recomputed later. So the first always completes.
+//! 3. What is left of the token budget goes to waiting sequences whose adapter is on the device:
+//!    by priority, then fairly among tenants, then first come first served (`queue`); behind
 //!    whatever prefix the cache already holds for the same tokens *and the same adapter*.
-//! 4. [`Scheduler::commit`] appends the drawn tokens, ends sequences and frees their blocks; full
+//! 4. The adapters of the next in line are loaded meanwhile. Others overtake a sequence that waits
+//!    for its adapter, but only so many, and a tenant gets only so far ahead of another.
+//! 5. KV blocks, cached prefixes and adapters share one pool of chunks; of what nobody uses, the
+//!    least valuable leaves first (`memory`, `eviction`).
+//! 6. [`Scheduler::commit`] appends the drawn tokens, ends sequences and frees their blocks; full
 //!    blocks stay findable until their room is needed.
 
 mod admission;
 mod block_pool;
 mod commit;
+mod cost;
+mod eviction;
 mod integrity;
 mod lru;
+mod memory;
 mod plan;
 mod preempt;
 mod prefix_cache;
 mod queue;
+mod residency;
 mod scheduler;
 mod sequence;
 #[cfg(test)]
@@ -31,5 +40,9 @@ mod tests;
 
 pub use admission::{AddError, check_fits};
 pub use commit::SequenceEvent;
+pub use cost::CostModel;
+pub use eviction::{AdapterFacts, EvictionKind, EvictionPolicy, PrefixFacts};
+pub use memory::PoolUse;
+pub use residency::{AdapterSpec, ResidencyCounters, ResidentAdapter};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerCounters};
 pub use sequence::NewSequence;

@@ -34,8 +34,13 @@ impl LruList {
         self.len += 1;
     }
 
+    /// The oldest.
+    pub(crate) fn front(&self) -> Option<BlockId> {
+        self.iter().next()
+    }
+
     pub(crate) fn pop_front(&mut self) -> Option<BlockId> {
-        let first = self.iter().next()?;
+        let first = self.front()?;
         self.remove(first);
         Some(first)
     }

@@ -1,11 +1,13 @@
 //! One sequence: its tokens, how far they are computed, and the blocks that hold them.
 //! Knows no other sequence.
 
-use crate::block_pool::BlockPool;
+use crate::memory::Memory;
 use crate::prefix_cache::{PrefixChain, PrefixHasher};
+use crate::queue::TenantId;
+use crate::residency::AdapterSpec;
 use std::sync::Arc;
 use weft_types::{
-    BlockId, ContentHash, ExecutorLimits, FinishReason, SeqId, StepPlan, StopConditions, TokenId,
+    AdapterId, BlockId, ExecutorLimits, FinishReason, SeqId, StepPlan, StopConditions, TokenId,
     Usage, plan::PlannedSequence,
 };
 
@@ -19,7 +21,14 @@ pub struct NewSequence {
     /// When it ends.
     pub stop: StopConditions,
     /// Whose keys and values it computes; `None` is the bare base.
-    pub adapter: Option<ContentHash>,
+    pub adapter: Option<AdapterSpec>,
+    /// Who asks: service is shared out evenly among tenants, by their weights.
+    pub tenant: Arc<str>,
+    /// Lower ones run first, whoever asks.
+    pub priority: i32,
+    /// Milliseconds, on the clock of [`crate::Scheduler::expire`]: if it does not run by then, it
+    /// is not wanted any more.
+    pub deadline_ms: Option<u64>,
     /// Cached blocks are shared only between sequences of equal salt.
     pub cache_salt: Option<Arc<str>>,
     /// Whether cached blocks may stand in for computing. False when the log probabilities of the
@@ -29,12 +38,20 @@ pub struct NewSequence {
 
 pub(crate) struct Sequence {
     pub(crate) id: SeqId,
-    /// Order in which sequences came. Running before waiting, and both by this.
+    /// Order in which sequences came.
     pub(crate) arrival: u64,
     /// The prompt and what was drawn.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) num_prompt_tokens: usize,
     pub(crate) stop: StopConditions,
+    pub(crate) adapter: Option<AdapterId>,
+    pub(crate) tenant: TenantId,
+    pub(crate) priority: i32,
+    pub(crate) deadline_ms: Option<u64>,
+    /// Admissions of others up to when it was passed over first.
+    pub(crate) passed_at: Option<u64>,
+    /// Whether it had to wait for its adapter.
+    pub(crate) missed: bool,
     /// Block `i` holds positions `i * block_size ..`.
     pub(crate) blocks: Vec<BlockId>,
     /// Positions `..num_computed` are in `blocks`.
@@ -60,9 +77,22 @@ pub(crate) struct PrefixMatch {
 }
 
 impl Sequence {
-    pub(crate) fn new(new: NewSequence, arrival: u64, hasher: &PrefixHasher) -> Self {
+    pub(crate) fn new(
+        new: NewSequence,
+        arrival: u64,
+        adapter: Option<AdapterId>,
+        tenant: TenantId,
+        hasher: &PrefixHasher,
+    ) -> Self {
+        let hash = new.adapter.map(|adapter| adapter.hash);
         Self {
             id: new.id,
+            adapter,
+            tenant,
+            priority: new.priority,
+            deadline_ms: new.deadline_ms,
+            passed_at: None,
+            missed: false,
             arrival,
             num_prompt_tokens: new.prompt.len(),
             tokens: new.prompt.to_vec(),
@@ -73,7 +103,7 @@ impl Sequence {
             num_cached: None,
             is_planned: false,
             uses_cache: new.uses_cache,
-            chain: PrefixChain::new(hasher.root(new.adapter, new.cache_salt.as_deref())),
+            chain: PrefixChain::new(hasher.root(hash, new.cache_salt.as_deref())),
             num_registered: 0,
         }
     }
@@ -95,7 +125,7 @@ impl Sequence {
     /// logits are needed. Without `uses_cache`, only what was computed once already.
     pub(crate) fn match_prefix(
         &mut self,
-        pool: &BlockPool,
+        memory: &Memory,
         hasher: &PrefixHasher,
         block_size: usize,
     ) -> PrefixMatch {
@@ -104,7 +134,7 @@ impl Sequence {
         let mut matched = PrefixMatch::default();
         for index in 0..usable / block_size {
             let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
-            let Some(found) = pool.find(hash) else { break };
+            let Some(found) = memory.find(hash) else { break };
             matched.num_blocks += 1;
             matched.num_idle += usize::from(found.is_idle);
         }
@@ -115,14 +145,14 @@ impl Sequence {
     pub(crate) fn take_prefix(
         &mut self,
         num_blocks: usize,
-        pool: &mut BlockPool,
+        memory: &mut Memory,
         hasher: &PrefixHasher,
         block_size: usize,
     ) {
         for index in 0..num_blocks {
             let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
-            let Some(found) = pool.find(hash) else { break };
-            pool.acquire(found);
+            let Some(found) = memory.find(hash) else { break };
+            memory.acquire(found);
             self.blocks.push(found.id);
         }
         self.num_computed = self.blocks.len() * block_size;
@@ -134,15 +164,15 @@ impl Sequence {
     pub(crate) fn reserve(
         &mut self,
         num_tokens: usize,
-        pool: &mut BlockPool,
+        memory: &mut Memory,
         block_size: usize,
     ) -> bool {
         let wanted = (self.num_computed + num_tokens).div_ceil(block_size);
         let num_missing = wanted.saturating_sub(self.blocks.len());
-        if num_missing > pool.num_available() {
+        if num_missing > memory.num_available() {
             return false;
         }
-        self.blocks.extend((0..num_missing).map_while(|_| pool.allocate()));
+        self.blocks.extend((0..num_missing).map_while(|_| memory.allocate()));
         true
     }
 
@@ -171,13 +201,13 @@ impl Sequence {
     /// Makes the blocks that became full findable.
     pub(crate) fn register_full_blocks(
         &mut self,
-        pool: &mut BlockPool,
+        memory: &mut Memory,
         hasher: &PrefixHasher,
         block_size: usize,
     ) {
         for index in self.num_registered..self.num_computed / block_size {
             let hash = self.chain.hash_of(index, hasher, &self.tokens, block_size);
-            pool.register(self.blocks[index], hash);
+            memory.register(self.blocks[index], hash);
             self.num_registered = index + 1;
         }
     }
@@ -209,9 +239,9 @@ impl Sequence {
 
     /// Gives all blocks back. The last ones first, so that of a cached prefix the tail goes before
     /// the head, without which it could not be found.
-    pub(crate) fn release_blocks(&mut self, pool: &mut BlockPool) {
+    pub(crate) fn release_blocks(&mut self, memory: &mut Memory) {
         for block in self.blocks.drain(..).rev() {
-            pool.release(block);
+            memory.release(block);
         }
         self.num_computed = 0;
         self.num_registered = 0;

@@ -1,17 +1,20 @@
 //! Random histories of arrivals, cancellations, steps and failures, in caches that are too small.
 
-use super::world::{Outcome, VOCAB_SIZE, World, plain};
-use crate::NewSequence;
+use super::world::{Outcome, VOCAB_SIZE, World, adapter, plain};
+use crate::{CostModel, EvictionKind, NewSequence, SchedulerConfig};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use std::sync::Arc;
-use weft_types::{ContentHash, ExecutorLimits, StopConditions, TokenId};
+use weft_types::{ExecutorLimits, StopConditions, TokenId};
 
 #[derive(Clone, Debug)]
 enum Op {
     Add(NewSequence),
     Abort(usize),
     Step(Outcome),
+    Pin(u8, bool),
+    /// So many milliseconds pass.
+    Expire(u64),
 }
 
 fn limits() -> impl Strategy<Value = ExecutorLimits> {
@@ -20,6 +23,7 @@ fn limits() -> impl Strategy<Value = ExecutorLimits> {
             ExecutorLimits {
                 block_size,
                 num_blocks,
+                chunk_bytes: 64,
                 max_model_len,
                 max_num_seqs,
                 max_num_batched_tokens,
@@ -44,15 +48,24 @@ fn new_sequence() -> impl Strategy<Value = NewSequence> {
             stop_token_ids,
         },
     );
-    let adapter = prop::option::of((0..2u8).prop_map(|byte| ContentHash([byte; 32])));
+    // The byte names the adapter, so it also sets its size.
+    let adapter =
+        prop::option::of((0..6u8).prop_map(|byte| adapter(byte, usize::from(byte) % 4 + 1)));
+    let tenant = (0..3u8).prop_map(|tenant| Arc::from(format!("tenant-{tenant}")));
+    let who = (tenant, -1..2i32, prop::option::weighted(0.2, 1..200u64));
     let salt = prop::option::weighted(0.2, Just(Arc::from("salt")));
-    (prompt(), stop, adapter, salt, prop::bool::weighted(0.8)).prop_map(
-        |(prompt, stop, adapter, cache_salt, uses_cache)| NewSequence {
-            stop,
-            adapter,
-            cache_salt,
-            uses_cache,
-            ..plain(&prompt, 0)
+    (prompt(), stop, adapter, salt, prop::bool::weighted(0.8), who).prop_map(
+        |(prompt, stop, adapter, cache_salt, uses_cache, (tenant, priority, deadline_ms))| {
+            NewSequence {
+                stop,
+                adapter,
+                tenant,
+                priority,
+                deadline_ms,
+                cache_salt,
+                uses_cache,
+                ..plain(&prompt, 0)
+            }
         },
     )
 }
@@ -63,47 +76,95 @@ fn op() -> impl Strategy<Value = Op> {
         5 => new_sequence().prop_map(Op::Add),
         1 => index.clone().prop_map(Op::Abort),
         10 => Just(Op::Step(Outcome::Computed)),
+        1 => (0..6u8, any::<bool>()).prop_map(|(byte, is_pinned)| Op::Pin(byte, is_pinned)),
+        1 => (1..40u64).prop_map(Op::Expire),
         1 => Just(Op::Step(Outcome::Failed)),
         1 => index.clone().prop_map(|index| Op::Step(Outcome::OneFailed(index))),
         1 => index.prop_map(|index| Op::Step(Outcome::AbortedMeanwhile(index))),
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..Default::default() })]
+fn config() -> impl Strategy<Value = SchedulerConfig> {
+    let eviction = prop_oneof![
+        Just(EvictionKind::Gdsf),
+        Just(EvictionKind::Lru),
+        Just(EvictionKind::Chameleon)
+    ];
+    let rank_s = prop_oneof![Just(0.0), Just(5e-4), Just(5e-3)];
+    let weights = prop_oneof![
+        Just(Vec::new()),
+        Just(vec![(Arc::from("tenant-0"), 4.0), (Arc::from("tenant-1"), 0.5)])
+    ];
+    (limits(), prop::bool::weighted(0.8), eviction, rank_s, weights, 0..60u64, 0..6u64).prop_map(
+        |(limits, caching, eviction, rank_s, tenant_weights, quantum_tokens, max_bypasses)| {
+            SchedulerConfig {
+                enable_prefix_caching: caching,
+                eviction,
+                costs: CostModel { rank_s, ..CostModel::default() },
+                quantum_tokens,
+                max_bypasses,
+                tenant_weights,
+                ..SchedulerConfig::new(limits)
+            }
+        },
+    )
+}
 
-    /// Blocks are neither lost nor shared wrongly, every sequence ends once and in time, and what
-    /// is computed stands on the right prefix: `World` checks all of it after every operation.
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..Default::default() })]
+
+    /// Chunks are neither lost nor shared wrongly, every sequence ends once and in time, what is
+    /// computed stands on the right prefix and adapter: `World` checks all after every operation.
     #[test]
-    fn every_history_is_sound(
-        limits in limits(),
-        enable_prefix_caching in prop::bool::weighted(0.8),
-        ops in vec(op(), 0..80),
-    ) {
-        let mut world = World::new(limits, enable_prefix_caching);
+    fn every_history_is_sound(config in config(), load_steps in 1..4usize, ops in vec(op(), 0..60)) {
+        let mut world = World::with_config(config);
+        world.load_steps = load_steps;
         for op in ops {
             match op {
                 Op::Add(new) => drop(world.add(new)),
                 Op::Abort(index) => world.abort(index),
                 Op::Step(outcome) => world.step(outcome),
+                Op::Pin(byte, is_pinned) => world.pin(adapter(byte, 1).hash, is_pinned),
+                Op::Expire(ms) => world.expire(ms),
             }
         }
         world.run_to_the_end();
     }
 
+    /// The same history gives the same plans.
+    #[test]
+    fn plans_are_determined_by_the_history(config in config(), ops in vec(op(), 0..40)) {
+        let mut worlds = [World::with_config(config.clone()), World::with_config(config)];
+        for op in ops {
+            for world in &mut worlds {
+                match op.clone() {
+                    Op::Add(new) => drop(world.add(new)),
+                    Op::Abort(index) => world.abort(index),
+                    Op::Step(outcome) => world.step(outcome),
+                    Op::Pin(byte, is_pinned) => world.pin(adapter(byte, 1).hash, is_pinned),
+                    Op::Expire(ms) => world.expire(ms),
+                }
+            }
+            prop_assert_eq!(&worlds[0].plan, &worlds[1].plan);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..Default::default() })]
+
     /// The cache, the size of a step and the company change what is computed when, never what
     /// comes out.
     #[test]
     fn tokens_do_not_depend_on_how_they_are_scheduled(
-        limits in limits(),
-        enable_prefix_caching: bool,
+        config in config(),
         news in vec(new_sequence(), 1..12),
     ) {
-        let mut together = World::new(limits.clone(), enable_prefix_caching);
+        let mut together = World::with_config(config.clone());
         let ids: Vec<_> = news.iter().map(|new| together.add(new.clone())).collect();
         together.run_to_the_end();
         for (id, new) in ids.into_iter().zip(news) {
-            let mut alone = World::new(limits.clone(), false);
+            let mut alone = World::new(config.limits.clone(), false);
             let alone_id = alone.add(new);
             prop_assert_eq!(id.is_some(), alone_id.is_some());
             let (Some(id), Some(alone_id)) = (id, alone_id) else { continue };

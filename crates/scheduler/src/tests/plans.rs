@@ -37,6 +37,7 @@ fn check(limits: ExecutorLimits, script: &str, expected: &Expect) {
 const LIMITS: ExecutorLimits = ExecutorLimits {
     block_size: 4,
     num_blocks: 16,
+    chunk_bytes: 64,
     max_model_len: 64,
     max_num_seqs: 4,
     max_num_batched_tokens: 8,

@@ -1,13 +1,14 @@
 //! One rule a test.
 
-use super::world::{Client, Outcome, World, plain};
+use super::world::{Client, Outcome, World, adapter, plain};
 use crate::{AddError, NewSequence, Scheduler, SchedulerConfig};
 use std::sync::Arc;
-use weft_types::{ContentHash, ExecutorLimits, FinishReason, StopConditions, TokenEvent, TokenId};
+use weft_types::{ExecutorLimits, FinishReason, StopConditions, TokenEvent, TokenId};
 
 const LIMITS: ExecutorLimits = ExecutorLimits {
     block_size: 4,
     num_blocks: 16,
+    chunk_bytes: 64,
     max_model_len: 48,
     max_num_seqs: 4,
     max_num_batched_tokens: 8,
@@ -57,7 +58,7 @@ fn drawn_tokens_are_found_by_the_next_turn_of_a_conversation() {
 #[test]
 fn prefixes_are_not_shared_between_adapters_or_salts() {
     let base = plain(&prompt(12), 1);
-    let adapter = |byte| NewSequence { adapter: Some(ContentHash([byte; 32])), ..base.clone() };
+    let adapter = |byte| NewSequence { adapter: Some(adapter(byte, 1)), ..base.clone() };
     let salted = |salt| NewSequence { cache_salt: Some(Arc::from(salt)), ..base.clone() };
     assert_eq!(cached_of_second(base.clone(), adapter(1)), 0);
     assert_eq!(cached_of_second(adapter(1), adapter(2)), 0);
@@ -143,9 +144,9 @@ fn aborted_request_returns_its_blocks() {
     let mut world = World::new(LIMITS, false);
     world.add(plain(&prompt(20), 10)).unwrap();
     world.step(Outcome::Computed);
-    assert_eq!(world.scheduler.num_used_blocks(), 2);
+    assert_eq!(world.scheduler.pool_use().kv, 2);
     world.abort(0);
-    assert_eq!(world.scheduler.num_used_blocks(), 0);
+    assert_eq!(world.scheduler.pool_use().kv, 0);
     assert!(world.scheduler.is_empty());
 }
 
@@ -163,7 +164,7 @@ fn a_failed_step_ends_its_sequences_and_no_others() {
 #[test]
 fn what_could_never_fit_is_refused_when_it_is_added() {
     let limits = ExecutorLimits { num_blocks: 5, ..LIMITS };
-    let mut scheduler = Scheduler::new(SchedulerConfig { limits, enable_prefix_caching: true });
+    let mut scheduler = Scheduler::new(SchedulerConfig::new(limits));
     let refused = scheduler.add(plain(&prompt(12), 30));
     assert_eq!(refused, Err(AddError::TooManyBlocks { needed: 11, max: 5 }));
     assert!(scheduler.is_empty());

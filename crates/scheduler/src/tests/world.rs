@@ -1,12 +1,12 @@
 //! A world for the scheduler to act in: a KV cache that knows exactly what was computed in each
 //! slot, a deterministic model, and clients that notice every event.
 
-use crate::{NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
+use crate::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use weft_types::{
-    ContentHash, ExecuteError, ExecutorLimits, FinishReason, PlannedSequence, SeqId,
-    SequenceOutput, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId, TokenLogprob,
+    AdapterId, BlockId, ContentHash, ExecuteError, ExecutorLimits, FinishReason, PlannedSequence,
+    SeqId, SequenceOutput, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId, TokenLogprob,
     TokenLogprobs,
 };
 
@@ -34,14 +34,29 @@ pub(super) struct World {
     roots: Vec<Option<ContentHash>>,
     /// Which prefix was computed in each slot of each block.
     slots: Vec<Option<usize>>,
+    /// Adapters of live sequences, by the names that the scheduler gave them.
+    names: HashMap<AdapterId, ContentHash>,
+    device: HashMap<AdapterId, OnDevice>,
+    /// Steps that a load takes.
+    pub(super) load_steps: usize,
+    now_ms: u64,
     pub(super) live: BTreeMap<SeqId, Client>,
     pub(super) ended: BTreeMap<SeqId, Client>,
     num_added: u64,
 }
 
+/// An adapter that was loaded, or is.
+struct OnDevice {
+    hash: ContentHash,
+    chunks: Box<[BlockId]>,
+    /// Steps until it is there.
+    steps_left: usize,
+}
+
 /// What the client of one sequence knows.
 pub(super) struct Client {
     pub(super) new: NewSequence,
+    adapter: Option<AdapterId>,
     pub(super) tokens: Vec<TokenId>,
     prompt_logprobs: Vec<TokenId>,
     pub(super) end: Option<TokenEvent>,
@@ -49,15 +64,21 @@ pub(super) struct Client {
 
 impl World {
     pub(super) fn new(limits: ExecutorLimits, enable_prefix_caching: bool) -> Self {
+        Self::with_config(SchedulerConfig { enable_prefix_caching, ..SchedulerConfig::new(limits) })
+    }
+
+    pub(super) fn with_config(config: SchedulerConfig) -> Self {
+        let limits = config.limits.clone();
         Self {
-            scheduler: Scheduler::new(SchedulerConfig {
-                limits: limits.clone(),
-                enable_prefix_caching,
-            }),
+            scheduler: Scheduler::new(config),
             plan: StepPlan::default(),
             prefixes: HashMap::new(),
             roots: Vec::new(),
             slots: vec![None; limits.num_blocks * limits.block_size],
+            names: HashMap::new(),
+            device: HashMap::new(),
+            load_steps: 1,
+            now_ms: 0,
             live: BTreeMap::new(),
             ended: BTreeMap::new(),
             num_added: 0,
@@ -69,10 +90,14 @@ impl World {
     pub(super) fn add(&mut self, mut new: NewSequence) -> Option<SeqId> {
         new.id = SeqId(self.num_added);
         self.num_added += 1;
-        self.scheduler.add(new.clone()).ok()?;
+        let adapter = self.scheduler.add(new.clone()).ok()?;
         let id = new.id;
         let tokens = new.prompt.to_vec();
-        self.live.insert(id, Client { new, tokens, prompt_logprobs: Vec::new(), end: None });
+        if let (Some(id), Some(spec)) = (adapter, new.adapter) {
+            self.names.insert(id, spec.hash);
+        }
+        let client = Client { new, adapter, tokens, prompt_logprobs: Vec::new(), end: None };
+        self.live.insert(id, client);
         self.check();
         Some(id)
     }
@@ -86,10 +111,75 @@ impl World {
         self.check();
     }
 
+    /// Lets time pass.
+    pub(super) fn expire(&mut self, ms: u64) {
+        self.now_ms += ms;
+        let mut events = Vec::new();
+        self.scheduler.expire(self.now_ms, &mut events);
+        for event in events {
+            assert_eq!(event.event, TokenEvent::Expired);
+            let client = self.live.remove(&event.seq).expect("it was alive");
+            assert!(client.new.deadline_ms.is_some_and(|deadline| deadline <= self.now_ms));
+            assert_eq!(client.num_drawn(), 0, "nothing of it was computed");
+        }
+        self.check();
+    }
+
+    pub(super) fn pin(&mut self, hash: ContentHash, is_pinned: bool) {
+        self.scheduler.set_pinned(hash, is_pinned);
+        self.check();
+    }
+
+    /// Adapters that are on the device, loaded.
+    pub(super) fn num_resident(&self) -> usize {
+        self.device.values().filter(|one| one.steps_left == 0).count()
+    }
+
+    /// Evicts and begins to load what the plan says, and ends the loads whose time has come.
+    fn move_adapters(&mut self, plan: &StepPlan) {
+        for id in &plan.evictions {
+            let gone = self.device.remove(id).expect("only what is there can leave");
+            assert_eq!(gone.steps_left, 0, "it left before it came");
+        }
+        for load in &plan.loads {
+            let hash = self.names[&load.adapter];
+            for chunk in &load.chunks {
+                assert!(self.device.values().all(|other| !other.chunks.contains(chunk)));
+                let first = chunk.0 as usize * self.limits.block_size;
+                self.slots[first..first + self.limits.block_size].fill(None);
+            }
+            let (chunks, steps_left) = (load.chunks.clone(), self.load_steps.max(1));
+            let before = self.device.insert(load.adapter, OnDevice { hash, chunks, steps_left });
+            assert!(before.is_none(), "it is there already");
+        }
+        assert!(
+            plan.block_tables.iter().all(|block| {
+                self.device.values().all(|adapter| !adapter.chunks.contains(block))
+            }),
+            "a KV block is a page of an adapter"
+        );
+    }
+
+    fn end_loads(&mut self) {
+        let mut loading: Vec<AdapterId> =
+            self.device.iter().filter(|(_, one)| one.steps_left > 0).map(|(id, _)| *id).collect();
+        loading.sort();
+        for id in loading {
+            let one = self.device.get_mut(&id).expect("just found");
+            one.steps_left -= 1;
+            if one.steps_left == 0 {
+                self.scheduler.adapter_loaded(id);
+            }
+        }
+    }
+
     pub(super) fn step(&mut self, outcome: Outcome) {
         let mut plan = std::mem::take(&mut self.plan);
+        self.end_loads();
         self.scheduler.plan(&mut plan);
-        assert_eq!(plan.is_empty(), self.live.is_empty(), "no step without work, nor the reverse");
+        self.move_adapters(&plan);
+        assert!(!plan.is_empty() || self.live.is_empty() || self.scheduler.is_loading());
+        assert!(plan.is_empty() || !self.live.is_empty());
         self.check_plan(&plan);
         let mut output = self.compute(&plan);
         let mut events = Vec::new();
@@ -116,12 +206,13 @@ impl World {
         self.plan = plan;
     }
 
-    /// Steps until nothing is left. The oldest sequence gains a token with each step, so the sum
-    /// of all lengths is enough.
+    /// Steps until nothing is left. The sequence that began first gains a token with each step, and
+    /// an adapter is loaded for one that is first in line or for one that runs soon.
     pub(super) fn run_to_the_end(&mut self) {
         let longest =
             |client: &Client| client.new.prompt.len() + client.new.stop.max_tokens as usize;
-        let bound: usize = self.live.values().map(longest).sum();
+        let lengths: usize = self.live.values().map(longest).sum();
+        let bound = lengths + 2 * self.live.len() * (self.load_steps + 1) + self.load_steps;
         for _ in 0..bound {
             if !self.live.is_empty() {
                 self.step(Outcome::Computed);
@@ -129,7 +220,7 @@ impl World {
         }
         assert_eq!(self.live.len(), 0, "after {bound} steps some sequence has not finished");
         assert!(self.scheduler.is_empty());
-        assert_eq!(self.scheduler.num_used_blocks(), 0, "all blocks return");
+        assert_eq!(self.scheduler.pool_use().kv, 0, "all blocks return");
     }
 
     fn check(&self) {
@@ -140,13 +231,22 @@ impl World {
     fn check_plan(&self, plan: &StepPlan) {
         assert!(plan.tokens.len() <= self.limits.max_num_batched_tokens);
         assert!(plan.sequences.len() <= self.limits.max_num_seqs);
-        assert!(plan.sequences.is_sorted_by(|a, b| a.seq < b.seq), "by arrival, each at most once");
         let planned: Vec<SeqId> = plan.sequences.iter().map(|chunk| chunk.seq).collect();
+        let distinct: std::collections::HashSet<_> = planned.iter().collect();
+        assert_eq!(distinct.len(), planned.len(), "each at most once");
         let running: Vec<SeqId> = self.scheduler.running().collect();
         assert!(running.starts_with(&planned), "only the latest of the running may be left out");
         let (mut num_tokens, mut num_blocks) = (0, 0);
         for chunk in &plan.sequences {
             let client = &self.live[&chunk.seq];
+            if let (Some(id), Some(spec)) = (client.adapter, client.new.adapter) {
+                let adapter = &self.device[&id];
+                assert_eq!(
+                    (adapter.hash, adapter.steps_left),
+                    (spec.hash, 0),
+                    "its adapter is there"
+                );
+            }
             let end = chunk.start + chunk.tokens.len();
             assert!(!chunk.tokens.is_empty() && end <= client.tokens.len());
             assert_eq!((chunk.tokens.start, chunk.blocks.start), (num_tokens, num_blocks));
@@ -211,6 +311,7 @@ impl World {
                 client.prompt_logprobs.extend(logprobs.iter().map(|one| one.chosen.token));
             }
             TokenEvent::Token { token, .. } => client.tokens.push(token),
+            TokenEvent::Expired => panic!("only time ends a sequence so"),
             TokenEvent::Finished { .. } | TokenEvent::Failed(_) => {
                 let mut client = self.live.remove(&seq).unwrap();
                 if let TokenEvent::Finished { reason, usage } = event {
@@ -228,7 +329,7 @@ impl World {
     /// The exact name of tokens `..= position` of `seq`, its adapter and nothing else.
     fn prefix(&mut self, seq: SeqId, position: usize) -> usize {
         let client = &self.live[&seq];
-        let adapter = client.new.adapter;
+        let adapter = client.new.adapter.map(|adapter| adapter.hash);
         let root = self.roots.iter().position(|root| *root == adapter).unwrap_or_else(|| {
             self.roots.push(adapter);
             self.roots.len() - 1
@@ -276,7 +377,7 @@ impl Client {
 
 /// A function of the adapter and of all tokens, as a model is.
 fn next_token(client: &Client) -> TokenId {
-    let seed = client.new.adapter.map_or(99, |adapter| u32::from(adapter.0[0]));
+    let seed = client.new.adapter.map_or(99, |adapter| u32::from(adapter.hash.0[0]));
     let fold =
         |hash: u32, &token: &TokenId| (hash ^ token).wrapping_mul(0x0100_0193).rotate_left(9);
     (client.tokens.iter().fold(seed, fold) >> 8) % VOCAB_SIZE
@@ -289,7 +390,15 @@ pub(super) fn plain(prompt: &[TokenId], max_tokens: u32) -> NewSequence {
         prompt: Arc::from(prompt),
         stop: StopConditions { max_tokens, ..StopConditions::default() },
         adapter: None,
+        tenant: Arc::from(""),
+        priority: 0,
+        deadline_ms: None,
         cache_salt: None,
         uses_cache: true,
     }
+}
+
+/// An adapter of so many chunks; its rank is as large.
+pub(super) fn adapter(byte: u8, num_chunks: usize) -> AdapterSpec {
+    AdapterSpec { hash: ContentHash([byte; 32]), num_chunks, rank: num_chunks }
 }
