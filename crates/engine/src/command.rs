@@ -3,12 +3,14 @@
 use crate::shared::LiveSlot;
 use tokio::sync::mpsc;
 use weft_adapters::AdapterLease;
-use weft_types::{GenerateRequest, SeqId, TokenEvent};
+use weft_types::{AdapterId, ContentHash, GenerateRequest, SeqId, TokenEvent};
 
 /// A message to the loop. Cancelling needs none: a closed stream is seen by the loop itself.
 pub(crate) enum Command {
     /// A request that was found acceptable.
     Submit(Box<Submission>),
+    /// Whether what has this content stays on the device once it is there.
+    Pin(ContentHash, bool),
     /// Nothing but a reason to look at [`crate::shared::Phase`].
     Wake,
 }
@@ -24,6 +26,8 @@ pub(crate) struct Outlet {
     /// Has room for every event that the request can cause.
     pub(crate) events: mpsc::Sender<TokenEvent>,
     pub(crate) lease: Option<AdapterLease>,
+    /// What the scheduler calls the lease's adapter.
+    pub(crate) adapter: Option<AdapterId>,
     pub(crate) slot: LiveSlot,
 }
 

@@ -10,9 +10,11 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 use tokio::sync::mpsc;
 use weft_adapters::AdapterLease;
-use weft_types::{Executor, ExecutorLimits, GenerateRequest};
+use weft_scheduler::{CostModel, EvictionKind, SchedulerConfig};
+use weft_types::{ContentHash, Executor, ExecutorLimits, GenerateRequest};
 
 /// How the engine treats requests. What it can hold is the executor's to say.
 #[derive(Clone, Debug)]
@@ -21,12 +23,27 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Whether KV blocks of earlier requests are reused for equal prefixes.
     pub enable_prefix_caching: bool,
+    /// How long a request that says nothing else may wait before it runs.
+    pub queue_timeout: Option<Duration>,
+    /// What leaves the memory first.
+    pub eviction: EvictionKind,
+    /// What steps and loads cost on this device.
+    pub costs: CostModel,
+    /// Shares of tenants; others have 1.
+    pub tenant_weights: Vec<(Arc<str>, f64)>,
 }
 
 impl Default for EngineConfig {
     /// 1024 waiting requests, with prefix caching.
     fn default() -> Self {
-        Self { max_waiting: 1024, enable_prefix_caching: true }
+        Self {
+            max_waiting: 1024,
+            enable_prefix_caching: true,
+            queue_timeout: None,
+            eviction: EvictionKind::default(),
+            costs: CostModel::default(),
+            tenant_weights: Vec::new(),
+        }
     }
 }
 
@@ -42,6 +59,7 @@ struct Inner {
     shared: Arc<Shared>,
     vocab_size: usize,
     max_waiting: usize,
+    queue_timeout: Option<Duration>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -55,7 +73,15 @@ pub fn start(executor: Box<dyn Executor>, vocab_size: usize, config: EngineConfi
     let shared = Arc::new(Shared::new(executor.limits()));
     // At most `max_waiting` requests are accepted and unread; one more place is for `Wake`.
     let (commands, inbox) = sync_channel(max_waiting + 1);
-    let engine = Engine::new(executor, config.enable_prefix_caching, inbox, Arc::clone(&shared));
+    let queue_timeout = config.queue_timeout;
+    let scheduling = SchedulerConfig {
+        enable_prefix_caching: config.enable_prefix_caching,
+        eviction: config.eviction,
+        costs: config.costs,
+        tenant_weights: config.tenant_weights,
+        ..SchedulerConfig::new(shared.limits.clone())
+    };
+    let engine = Engine::new(executor, scheduling, inbox, Arc::clone(&shared));
     let guard = AliveGuard(Arc::clone(&shared));
     let run = move || {
         let _guard = guard;
@@ -64,7 +90,8 @@ pub fn start(executor: Box<dyn Executor>, vocab_size: usize, config: EngineConfi
     let thread = Builder::new().name("weft-engine".to_owned()).spawn(run);
     let thread = thread.expect("the operating system gives a thread for the engine");
     let thread = Mutex::new(Some(thread));
-    EngineHandle { inner: Arc::new(Inner { commands, shared, vocab_size, max_waiting, thread }) }
+    let inner = Inner { commands, shared, vocab_size, max_waiting, queue_timeout, thread };
+    EngineHandle { inner: Arc::new(inner) }
 }
 
 impl EngineHandle {
@@ -74,25 +101,38 @@ impl EngineHandle {
     /// As the variants of [`SubmitError`] say.
     pub fn submit(
         &self,
-        request: GenerateRequest,
+        mut request: GenerateRequest,
         adapter: Option<AdapterLease>,
     ) -> Result<RequestStream, SubmitError> {
-        let Inner { commands, shared, vocab_size, max_waiting, .. } = &*self.inner;
+        let Inner { commands, shared, vocab_size, max_waiting, queue_timeout, .. } = &*self.inner;
         if shared.phase() != Phase::Open || !shared.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        check_request(&request, &shared.limits, *vocab_size)?;
-        let queue_full = SubmitError::QueueFull { max: *max_waiting };
-        let Some(slot) = shared.take_slot(*max_waiting) else { return Err(queue_full) };
+        let adapter_chunks = adapter.as_ref().map_or(0, |lease| lease.weights().num_chunks());
+        check_request(&request, &shared.limits, *vocab_size, adapter_chunks)?;
+        let queueing = &mut request.queueing;
+        queueing.timeout = queueing.timeout.or(*queue_timeout);
+        if let (Some(timeout), Some(wait)) = (queueing.timeout, shared.stats.expected_wait())
+            && wait > timeout
+        {
+            return Err(SubmitError::TooLate { wait_s: wait.as_secs_f64().ceil() as u64 });
+        }
+        let slot = shared.take_slot(&queueing.tenant, *max_waiting)?;
         let id = shared.next_id();
         let (sender, receiver) = mpsc::channel(max_events(&request, &shared.limits));
-        let outlet = Outlet { events: sender, lease: adapter, slot };
+        let outlet = Outlet { events: sender, lease: adapter, adapter: None, slot };
         let submission = Box::new(Submission { id, request, outlet });
         commands.try_send(Command::Submit(submission)).map_err(|error| match error {
-            TrySendError::Full(_) => queue_full,
+            TrySendError::Full(_) => SubmitError::QueueFull { max: *max_waiting },
             TrySendError::Disconnected(_) => SubmitError::Stopped,
         })?;
         Ok(RequestStream::new(id, receiver))
+    }
+
+    /// Whether the adapter with this content, once it is on the device, stays there.
+    pub fn set_pinned(&self, content: ContentHash, is_pinned: bool) {
+        // Waits for a place if there is none: the loop reads all that has come before each step.
+        let _ = self.inner.commands.send(Command::Pin(content, is_pinned));
     }
 
     /// What the executor can hold.

@@ -11,6 +11,7 @@
 //!
 //! [`sim::SimExecutor`] is a model in fifty lines, for tests of everything around the engine.
 
+mod adapter_sources;
 mod command;
 mod execute;
 mod handle;
@@ -24,6 +25,7 @@ mod submit;
 mod tests;
 
 pub use handle::{EngineConfig, EngineHandle, start};
-pub use stats::{ActiveAdapters, EngineStats};
+pub use stats::{ActiveAdapters, EngineStats, MemoryStats};
 pub use stream::RequestStream;
 pub use submit::SubmitError;
+pub use weft_scheduler::{CostModel, EvictionKind, PoolUse, ResidencyCounters, ResidentAdapter};

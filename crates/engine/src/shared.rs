@@ -1,8 +1,12 @@
-//! What the loop thread and the handles both see. Atomics only: neither waits for the other.
+//! What the loop thread and the handles both see. Atomics, and locks that are held for a moment.
 
 use crate::stats::EngineStats;
+use crate::submit::SubmitError;
+use parking_lot::Mutex;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Instant;
 use weft_types::{ExecutorLimits, SeqId};
 
 /// How long the loop goes on. Only ever moves down this list.
@@ -22,6 +26,9 @@ pub(crate) struct Shared {
     phase: AtomicU8,
     is_alive: AtomicBool,
     num_ids: AtomicU64,
+    /// Unfinished requests of each tenant that has any.
+    tenants: Mutex<FxHashMap<Arc<str>, usize>>,
+    began: Instant,
 }
 
 impl Shared {
@@ -32,6 +39,8 @@ impl Shared {
             phase: AtomicU8::new(Phase::Open as u8),
             is_alive: AtomicBool::new(true),
             num_ids: AtomicU64::new(0),
+            tenants: Mutex::default(),
+            began: Instant::now(),
         }
     }
 
@@ -55,23 +64,51 @@ impl Shared {
         SeqId(self.num_ids.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Counts one more request, unless `max_waiting` are accepted and do not run yet.
-    pub(crate) fn take_slot(self: &Arc<Self>, max_waiting: usize) -> Option<LiveSlot> {
+    /// Milliseconds since the start: the clock of deadlines.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// Counts one more request, unless `max_waiting` are accepted and do not run yet, or the tenant
+    /// has its share of them: half, so that nobody fills the queue alone.
+    pub(crate) fn take_slot(
+        self: &Arc<Self>,
+        tenant: &Arc<str>,
+        max_waiting: usize,
+    ) -> Result<LiveSlot, SubmitError> {
+        let max_of_tenant = max_waiting.div_ceil(2) + self.limits.max_num_seqs;
+        let mut tenants = self.tenants.lock();
+        let of_tenant = tenants.get(tenant).copied().unwrap_or(0);
+        if of_tenant >= max_of_tenant {
+            return Err(SubmitError::TenantQueueFull { max: max_of_tenant });
+        }
         let running = self.stats.running();
         let may_enter =
             |live: usize| (live.saturating_sub(running) < max_waiting).then(|| live + 1);
-        self.stats.live.fetch_update(Ordering::AcqRel, Ordering::Acquire, may_enter).ok()?;
-        Some(LiveSlot { shared: Arc::clone(self) })
+        self.stats
+            .live
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, may_enter)
+            .map_err(|_| SubmitError::QueueFull { max: max_waiting })?;
+        tenants.insert(Arc::clone(tenant), of_tenant + 1);
+        Ok(LiveSlot { shared: Arc::clone(self), tenant: Arc::clone(tenant) })
     }
 }
 
 /// The count of one accepted request, wherever it ends.
 pub(crate) struct LiveSlot {
     shared: Arc<Shared>,
+    tenant: Arc<str>,
 }
 
 impl Drop for LiveSlot {
     fn drop(&mut self) {
+        let mut tenants = self.shared.tenants.lock();
+        if let Some(count) = tenants.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                tenants.remove(&self.tenant);
+            }
+        }
         self.shared.stats.live.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -6,6 +6,7 @@
 //! earlier position must be found in the planned blocks with just the content that this sequence
 //! needs. A plan that asks for anything else is a bug, and panics.
 
+mod adapters;
 mod faults;
 mod gate;
 mod kv;
@@ -13,18 +14,21 @@ mod kv;
 pub use faults::Fault;
 pub use gate::StepGate;
 
+use adapters::SimAdapters;
 use faults::Faults;
 use gate::Gate;
 use kv::{PrefixHash, SimKv};
 use rustc_hash::FxHashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use weft_types::{
-    ExecuteError, Executor, ExecutorLimits, LoweredAdapter, PlannedSequence, SeqId, SequenceOutput,
-    SequenceSpec, StepOutput, StepPlan, TokenId, TokenLogprob, TokenLogprobs,
+    AdapterId, AdapterLoad, ContentHash, ExecuteError, Executor, ExecutorLimits, PackedAdapter,
+    PlannedSequence, SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenId,
+    TokenLogprob, TokenLogprobs,
 };
 
 /// Chooses a next token, instead of the hash: from all tokens so far, and the adapter.
-pub type NextToken = Box<dyn FnMut(&[TokenId], Option<&LoweredAdapter>) -> TokenId + Send>;
+pub type NextToken = Box<dyn FnMut(&[TokenId], Option<ContentHash>) -> TokenId + Send>;
 
 /// See the module. `SimExecutor::new(limits, vocab_size)` is enough for most tests.
 pub struct SimExecutor {
@@ -32,6 +36,7 @@ pub struct SimExecutor {
     vocab_size: usize,
     sequences: FxHashMap<SeqId, SimSequence>,
     kv: SimKv,
+    adapters: SimAdapters,
     next_token: Option<NextToken>,
     step_latency: Duration,
     token_latency: Duration,
@@ -52,6 +57,7 @@ pub fn sim_limits() -> ExecutorLimits {
     ExecutorLimits {
         block_size: 16,
         num_blocks: 256,
+        chunk_bytes: 4096,
         max_model_len: 512,
         max_num_seqs: 16,
         max_num_batched_tokens: 64,
@@ -66,6 +72,7 @@ impl SimExecutor {
             kv: SimKv::new(limits.num_blocks, limits.block_size),
             limits,
             vocab_size,
+            adapters: SimAdapters::default(),
             sequences: FxHashMap::default(),
             next_token: None,
             step_latency: Duration::ZERO,
@@ -79,6 +86,13 @@ impl SimExecutor {
     #[must_use]
     pub fn with_latency(mut self, step: Duration, token: Duration) -> Self {
         (self.step_latency, self.token_latency) = (step, token);
+        self
+    }
+
+    /// Every load takes so long, from its begin on.
+    #[must_use]
+    pub fn with_load_latency(mut self, latency: Duration) -> Self {
+        self.adapters.latency = latency;
         self
     }
 
@@ -123,6 +137,9 @@ impl SimExecutor {
         assert!(!chunk.tokens.is_empty(), "{:?} is planned without a token", chunk.seq);
         assert!(end <= seq.tokens.len(), "{:?} is planned past its end", chunk.seq);
         assert_eq!(plan.tokens[chunk.tokens.clone()], seq.tokens[chunk.start..end], "other tokens");
+        if let Some(adapter) = seq.spec.adapter {
+            self.adapters.check(adapter);
+        }
         assert!(!chunk.sample || end == seq.tokens.len(), "{:?} draws too early", chunk.seq);
         self.kv.check(&plan.block_tables[chunk.blocks.clone()], &seq.prefixes[..chunk.start]);
 
@@ -150,6 +167,22 @@ impl Executor for SimExecutor {
         self.limits.clone()
     }
 
+    fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
+        assert_eq!(load.chunks.len(), adapter.num_chunks(), "a chunk for each page");
+        self.adapters.load(load, adapter.content_hash);
+        for &chunk in &load.chunks {
+            self.kv.overwrite(chunk);
+        }
+    }
+
+    fn finished_loads(&mut self, finished: &mut Vec<AdapterId>) {
+        self.adapters.finish(finished);
+    }
+
+    fn unload_adapter(&mut self, adapter: AdapterId) {
+        self.adapters.unload(adapter);
+    }
+
     fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec) {
         let before = self.sequences.insert(seq, SimSequence::new(spec));
         assert!(before.is_none(), "{seq:?} was added twice");
@@ -171,6 +204,7 @@ impl Executor for SimExecutor {
         assert!(plan.sequences.len() <= self.limits.max_num_seqs, "too many sequences");
         self.faults.strike(plan)?;
         self.kv.check_private_writes(plan);
+        self.adapters.check_chunks(&plan.block_tables);
         // All of a step's keys and values are stored before any is read, as kernels may do it.
         for chunk in &plan.sequences {
             if let Some(seq) = self.sequences.get(&chunk.seq) {
@@ -191,14 +225,14 @@ impl Executor for SimExecutor {
 impl SimSequence {
     fn new(spec: SequenceSpec) -> Self {
         let mut seq = Self { tokens: Vec::new(), prefixes: Vec::new(), spec };
-        for &token in &*std::sync::Arc::clone(&seq.spec.prompt) {
+        for &token in &*Arc::clone(&seq.spec.prompt) {
             seq.push(token);
         }
         seq
     }
 
     fn push(&mut self, token: TokenId) {
-        let adapter = self.spec.adapter.as_ref().map(|adapter| adapter.content_hash);
+        let adapter = self.spec.adapter.map(|adapter| adapter.content_hash);
         let parent = self.prefixes.last().copied().unwrap_or_else(|| PrefixHash::root(adapter));
         self.prefixes.push(parent.then(token));
         self.tokens.push(token);
@@ -221,7 +255,9 @@ fn draw(seq: &SimSequence, vocab_size: usize, next_token: &mut Option<NextToken>
     let sampling = &seq.spec.sampling;
     let seed = if sampling.temperature == 0.0 { 0 } else { sampling.seed };
     let token = match next_token {
-        Some(next_token) => next_token(&seq.tokens, seq.spec.adapter.as_deref()),
+        Some(next_token) => {
+            next_token(&seq.tokens, seq.spec.adapter.map(|adapter| adapter.content_hash))
+        }
         None => seq.prefixes[seq.prefixes.len() - 1].pick(seed, vocab_size),
     };
     let num_drawn = seq.tokens.len() - seq.spec.prompt.len();

@@ -3,7 +3,8 @@
 
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use weft_scheduler::Scheduler;
+use std::time::Duration;
+use weft_scheduler::{PoolUse, ResidencyCounters, ResidentAdapter, Scheduler};
 
 /// Names of adapters in use, sorted, each once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,7 +20,6 @@ pub struct EngineStats {
     /// Requests that were accepted and have not ended.
     pub(crate) live: AtomicUsize,
     running: AtomicUsize,
-    blocks_used: AtomicUsize,
     blocks_total: usize,
     steps: AtomicU64,
     failed_steps: AtomicU64,
@@ -29,14 +29,42 @@ pub struct EngineStats {
     preemptions: AtomicU64,
     prefix_queries: AtomicU64,
     adapters: Mutex<ActiveAdapters>,
+    memory: Mutex<MemoryStats>,
+    queue: Mutex<QueueRate>,
+    expired: AtomicU64,
+    damages: AtomicU64,
 }
+
+/// What the device's memory holds, and what moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// How the chunks are used now.
+    pub pool: PoolUse,
+    /// Adapters' hits, loads and evictions since the start.
+    pub counters: ResidencyCounters,
+    /// Adapters on the device, on their way, or waited for.
+    pub adapters: Vec<ResidentAdapter>,
+    roster_version: u64,
+}
+
+/// How fast the queue moves.
+#[derive(Debug, Default)]
+struct QueueRate {
+    began_ms: u64,
+    began_admissions: u64,
+    /// Requests that begin to run in a second while others wait; 0 is unknown.
+    per_second: f64,
+    num_waiting: usize,
+}
+
+/// Time over which the queue's speed is measured.
+const RATE_MS: u64 = 500;
 
 impl EngineStats {
     pub(crate) fn new(blocks_total: usize) -> Self {
         Self {
             live: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
-            blocks_used: AtomicUsize::new(0),
             blocks_total,
             steps: AtomicU64::new(0),
             failed_steps: AtomicU64::new(0),
@@ -46,6 +74,10 @@ impl EngineStats {
             preemptions: AtomicU64::new(0),
             prefix_queries: AtomicU64::new(0),
             adapters: Mutex::default(),
+            memory: Mutex::default(),
+            queue: Mutex::default(),
+            expired: AtomicU64::new(0),
+            damages: AtomicU64::new(0),
         }
     }
 
@@ -64,10 +96,10 @@ impl EngineStats {
     /// KV blocks held by sequences. Cached blocks that nobody holds do not count.
     #[must_use]
     pub fn blocks_used(&self) -> usize {
-        self.blocks_used.load(Ordering::Relaxed)
+        self.memory.lock().pool.kv
     }
 
-    /// KV blocks in all.
+    /// Chunks in all.
     #[must_use]
     pub fn blocks_total(&self) -> usize {
         self.blocks_total
@@ -127,15 +159,47 @@ impl EngineStats {
         self.adapters.lock().clone()
     }
 
+    /// What the device's memory holds.
+    #[must_use]
+    pub fn memory(&self) -> MemoryStats {
+        self.memory.lock().clone()
+    }
+
+    /// Requests that were given up because they had waited too long.
+    #[must_use]
+    pub fn expired(&self) -> u64 {
+        self.expired.load(Ordering::Relaxed)
+    }
+
+    /// How often an audit of the memory pool found something wrong: a bug, if it is not 0.
+    #[must_use]
+    pub fn damages(&self) -> u64 {
+        self.damages.load(Ordering::Relaxed)
+    }
+
+    /// How long a request that comes now would wait, if that is known: none, if nobody waits.
+    pub(crate) fn expected_wait(&self) -> Option<Duration> {
+        let queue = self.queue.lock();
+        let is_known = queue.per_second > 0.0 && queue.num_waiting > 0;
+        is_known.then(|| Duration::from_secs_f64(queue.num_waiting as f64 / queue.per_second))
+    }
+
+    pub(crate) fn report_damage(&self, message: &str) {
+        self.damages.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(message, "the audit of the memory pool failed: this is a bug");
+    }
+
     pub(crate) fn count_step(&self, is_ok: bool) {
         self.steps.fetch_add(1, Ordering::Relaxed);
         self.failed_steps.fetch_add(u64::from(!is_ok), Ordering::Relaxed);
     }
 
-    pub(crate) fn publish(&self, scheduler: &Scheduler) {
+    pub(crate) fn publish(&self, scheduler: &Scheduler, now_ms: u64) {
         let counters = scheduler.counters();
         self.running.store(scheduler.num_running(), Ordering::Relaxed);
-        self.blocks_used.store(scheduler.num_used_blocks(), Ordering::Relaxed);
+        self.expired.store(counters.num_expired, Ordering::Relaxed);
+        self.memory.lock().update(scheduler);
+        self.queue.lock().update(scheduler, now_ms);
         self.prompt_tokens.store(counters.prompt_tokens, Ordering::Relaxed);
         self.cached_tokens.store(counters.prefix_hit_tokens, Ordering::Relaxed);
         self.generation_tokens.store(counters.generation_tokens, Ordering::Relaxed);
@@ -145,5 +209,38 @@ impl EngineStats {
 
     pub(crate) fn publish_adapters(&self, adapters: ActiveAdapters) {
         *self.adapters.lock() = adapters;
+    }
+}
+
+impl MemoryStats {
+    fn update(&mut self, scheduler: &Scheduler) {
+        self.pool = scheduler.pool_use();
+        let counters = scheduler.residency_counters();
+        if self.counters != counters || self.roster_version != scheduler.roster_version() {
+            self.counters = counters;
+            self.roster_version = scheduler.roster_version();
+            self.adapters.clear();
+            self.adapters.extend(scheduler.adapters());
+        }
+    }
+}
+
+impl QueueRate {
+    /// Measured only while somebody waits: else the clients are what limits it.
+    fn update(&mut self, scheduler: &Scheduler, now_ms: u64) {
+        let num_admissions = scheduler.num_admissions();
+        self.num_waiting = scheduler.num_waiting();
+        if self.num_waiting == 0 {
+            (self.began_ms, self.began_admissions) = (now_ms, num_admissions);
+            return;
+        }
+        let elapsed_ms = now_ms - self.began_ms;
+        if elapsed_ms >= RATE_MS {
+            let admitted = (num_admissions - self.began_admissions) as f64;
+            let rate = admitted * 1e3 / elapsed_ms as f64;
+            let is_new = self.per_second == 0.0;
+            self.per_second = if is_new { rate } else { 0.5 * (self.per_second + rate) };
+            (self.began_ms, self.began_admissions) = (now_ms, num_admissions);
+        }
     }
 }

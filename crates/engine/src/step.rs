@@ -1,6 +1,7 @@
 //! The loop. In: commands. Out: events to the streams. One thread owns all of it; it waits only
 //! when there is nothing to compute.
 
+use crate::adapter_sources::AdapterSources;
 use crate::command::{Command, Outlet, Submission};
 use crate::execute::{execute, guard};
 use crate::shared::{Phase, Shared};
@@ -11,8 +12,15 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use weft_scheduler::{NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
-use weft_types::{ExecuteError, Executor, SeqId, SequenceSpec, StepOutput, StepPlan, TokenEvent};
+use std::time::Duration;
+use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
+use weft_types::{
+    AdapterId, AdapterRef, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput, StepPlan,
+    TokenEvent,
+};
+
+/// How often the loop looks for the end of a load when it has nothing to compute.
+const LOAD_POLL: Duration = Duration::from_micros(50);
 
 /// Everything that the loop thread owns.
 pub(crate) struct Engine {
@@ -22,6 +30,9 @@ pub(crate) struct Engine {
     shared: Arc<Shared>,
     /// One for each sequence that the scheduler knows.
     outlets: FxHashMap<SeqId, Outlet>,
+    /// Adapters of those sequences, from which they are copied to the device.
+    adapters: AdapterSources,
+    loaded: Vec<AdapterId>,
     /// The roster that `shared.stats` shows.
     shown_roster: u64,
     plan: StepPlan,
@@ -33,17 +44,18 @@ pub(crate) struct Engine {
 impl Engine {
     pub(crate) fn new(
         executor: Box<dyn Executor>,
-        enable_prefix_caching: bool,
+        scheduling: SchedulerConfig,
         inbox: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Self {
-        let config = SchedulerConfig { limits: shared.limits.clone(), enable_prefix_caching };
         Self {
             executor,
-            scheduler: Scheduler::new(config),
+            scheduler: Scheduler::new(scheduling),
             inbox,
             shared,
             outlets: FxHashMap::default(),
+            adapters: AdapterSources::default(),
+            loaded: Vec::new(),
             shown_roster: 0,
             plan: StepPlan::default(),
             output: StepOutput::default(),
@@ -60,7 +72,10 @@ impl Engine {
 
     fn step(&mut self) -> ControlFlow<()> {
         self.apply_commands()?;
+        self.note_loaded();
+        self.scheduler.expire(self.shared.now_ms(), &mut self.events);
         self.scheduler.plan(&mut self.plan);
+        self.move_adapters();
         if !self.plan.is_empty() {
             let result = execute(&mut *self.executor, &self.plan, &mut self.output);
             self.shared.stats.count_step(result.is_ok());
@@ -79,12 +94,16 @@ impl Engine {
         let is_last_handle_gone = loop {
             let may_wait = self.scheduler.is_empty() && self.shared.phase() == Phase::Open;
             let command = if may_wait {
+                self.audit();
                 self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.inbox.try_recv()
             };
             match command {
                 Ok(Command::Submit(submission)) => self.admit(*submission),
+                Ok(Command::Pin(content, is_pinned)) => {
+                    self.scheduler.set_pinned(content, is_pinned);
+                }
                 Ok(Command::Wake) => {}
                 Err(TryRecvError::Empty) => break false,
                 Err(TryRecvError::Disconnected) => break true,
@@ -100,33 +119,84 @@ impl Engine {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { id, request, outlet } = submission;
+        let Submission { id, request, mut outlet } = submission;
         let lease = outlet.lease.as_ref();
+        let deadline = request.queueing.timeout.map(|timeout| timeout.as_millis() as u64);
         let new = NewSequence {
             id,
             prompt: Arc::clone(&request.prompt),
             stop: request.stop.clone(),
-            adapter: lease.map(|lease| lease.content_hash()),
+            adapter: lease.map(|lease| AdapterSpec {
+                hash: lease.content_hash(),
+                num_chunks: lease.weights().num_chunks(),
+                rank: lease.weights().max_rank(),
+            }),
+            tenant: request.queueing.tenant,
+            priority: request.queueing.priority,
+            deadline_ms: deadline.map(|timeout| self.shared.now_ms().saturating_add(timeout)),
             cache_salt: request.cache_salt,
             uses_cache: request.sampling.prompt_logprobs.is_none(),
         };
+        let adapter = match self.scheduler.add(new) {
+            Ok(adapter) => adapter,
+            Err(error) => {
+                return outlet.end(TokenEvent::Failed(ExecuteError { message: error.to_string() }));
+            }
+        };
+        let named = adapter.zip(outlet.lease.as_ref());
         let spec = SequenceSpec {
             prompt: request.prompt,
             sampling: request.sampling,
             stop_token_ids: request.stop.stop_token_ids,
             min_tokens: request.stop.min_tokens,
-            adapter: lease.map(|lease| Arc::clone(lease.weights())),
+            adapter: named.map(|(id, lease)| AdapterRef { id, content_hash: lease.content_hash() }),
         };
-        let added = guard(|| self.executor.add_sequence(id, spec)).and_then(|()| {
-            let added = self.scheduler.add(new);
-            added.map_err(|error| ExecuteError { message: error.to_string() })
-        });
-        match added {
-            Ok(()) => drop(self.outlets.insert(id, outlet)),
-            Err(error) => {
-                self.forget(id);
-                outlet.end(TokenEvent::Failed(error));
+        if let Err(error) = guard(|| self.executor.add_sequence(id, spec)) {
+            self.scheduler.abort(id);
+            self.forget(id);
+            return outlet.end(TokenEvent::Failed(error));
+        }
+        if let Some((id, lease)) = named {
+            self.adapters.add(id, lease.weights());
+        }
+        outlet.adapter = adapter;
+        self.outlets.insert(id, outlet);
+    }
+
+    /// Tells the scheduler which adapters have come.
+    fn note_loaded(&mut self) {
+        if !self.scheduler.is_loading() {
+            return;
+        }
+        let (executor, loaded) = (&mut self.executor, &mut self.loaded);
+        // Should it panic, that was reported; the adapters may still come.
+        let _ = guard(|| executor.finished_loads(loaded));
+        for id in self.loaded.drain(..) {
+            self.scheduler.adapter_loaded(id);
+        }
+    }
+
+    /// Begins what the plan wants moved, and waits a moment if there is nothing else to do.
+    fn move_adapters(&mut self) {
+        for &id in &self.plan.evictions {
+            let _ = guard(|| self.executor.unload_adapter(id));
+        }
+        for load in &self.plan.loads {
+            let source = self.adapters.get(load.adapter);
+            debug_assert!(source.is_some(), "{load:?} is for nobody");
+            if let Some(source) = source {
+                let _ = guard(|| self.executor.load_adapter(load, source));
             }
+        }
+        if self.plan.is_empty() && self.scheduler.is_loading() {
+            std::thread::sleep(LOAD_POLL);
+        }
+    }
+
+    /// When nothing is left to do, all that was lent must have come back.
+    fn audit(&mut self) {
+        if let Err(message) = self.scheduler.check_integrity() {
+            self.shared.stats.report_damage(&message);
         }
     }
 
@@ -137,14 +207,20 @@ impl Engine {
         while let Some(id) = self.closed.pop() {
             self.scheduler.abort(id);
             self.forget(id);
-            self.outlets.remove(&id);
+            self.take_outlet(id);
         }
+    }
+
+    fn take_outlet(&mut self, id: SeqId) -> Option<Outlet> {
+        let outlet = self.outlets.remove(&id)?;
+        outlet.adapter.iter().for_each(|&adapter| self.adapters.remove(adapter));
+        Some(outlet)
     }
 
     /// Before the events are sent, so that who has seen an event finds its effect counted.
     fn publish_stats(&mut self) {
         let stats = &self.shared.stats;
-        stats.publish(&self.scheduler);
+        stats.publish(&self.scheduler, self.shared.now_ms());
         if self.shown_roster != self.scheduler.roster_version() {
             self.shown_roster = self.scheduler.roster_version();
             stats.publish_adapters(ActiveAdapters {
@@ -165,7 +241,7 @@ impl Engine {
         for SequenceEvent { seq, event } in events.drain(..) {
             if is_last(&event) {
                 self.forget(seq);
-                if let Some(outlet) = self.outlets.remove(&seq) {
+                if let Some(outlet) = self.take_outlet(seq) {
                     outlet.end(event);
                 }
             } else if let Some(outlet) = self.outlets.get(&seq) {

@@ -27,7 +27,7 @@ impl RequestStream {
         self.id
     }
 
-    /// The next event; `None` after `Finished` or `Failed`.
+    /// The next event; `None` after the last one.
     pub async fn next(&mut self) -> Option<TokenEvent> {
         std::future::poll_fn(|cx| Pin::new(&mut *self).poll_next(cx)).await
     }
@@ -66,5 +66,5 @@ impl Stream for RequestStream {
 
 /// Whether nothing follows `event`.
 pub(crate) fn is_last(event: &TokenEvent) -> bool {
-    matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_))
+    matches!(event, TokenEvent::Finished { .. } | TokenEvent::Failed(_) | TokenEvent::Expired)
 }

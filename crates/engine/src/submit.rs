@@ -13,6 +13,18 @@ pub enum SubmitError {
         /// How many may wait.
         max: usize,
     },
+    /// One tenant has as many requests as it may, for the sake of the others.
+    #[error("this tenant has {max} unfinished requests already: try again when some have ended")]
+    TenantQueueFull {
+        /// How many it may have.
+        max: usize,
+    },
+    /// The request would not begin to run in the time that it may wait.
+    #[error("the request would wait for about {wait_s} s, longer than it may: try again later")]
+    TooLate {
+        /// Seconds that it would wait.
+        wait_s: u64,
+    },
     /// The prompt leaves no room in the context.
     #[error("the prompt has {tokens} tokens, but at most {max} fit the context of this server")]
     PromptTooLong {
@@ -43,6 +55,19 @@ pub enum SubmitError {
         /// Blocks in all.
         max: usize,
     },
+    /// Even alone, adapter and request would not fit the memory.
+    #[error(
+        "the adapter takes {adapter} chunks of this server's memory and the request up to {needed}, \
+         of {max} in all: lower max_tokens, or give the server more --memory"
+    )]
+    AdapterTooLarge {
+        /// Chunks of the adapter.
+        adapter: usize,
+        /// Chunks of the request at its full length.
+        needed: usize,
+        /// Chunks in all.
+        max: usize,
+    },
     /// The engine is shutting down, or has ended.
     #[error("the server is shutting down")]
     Stopped,
@@ -54,6 +79,9 @@ impl From<AddError> for SubmitError {
             AddError::EmptyPrompt => Self::EmptyPrompt,
             AddError::PromptTooLong { tokens, max } => Self::PromptTooLong { tokens, max },
             AddError::TooManyBlocks { needed, max } => Self::TooManyBlocks { needed, max },
+            AddError::AdapterTooLarge { adapter, needed, max } => {
+                Self::AdapterTooLarge { adapter, needed, max }
+            }
         }
     }
 }
@@ -62,8 +90,9 @@ pub(crate) fn check_request(
     request: &GenerateRequest,
     limits: &ExecutorLimits,
     vocab_size: usize,
+    adapter_chunks: usize,
 ) -> Result<(), SubmitError> {
-    check_fits(limits, request.prompt.len(), &request.stop)?;
+    check_fits(limits, request.prompt.len(), &request.stop, adapter_chunks)?;
     let too_large = |token: &&TokenId| **token as usize >= vocab_size;
     match request.prompt.iter().find(too_large) {
         Some(&token) => Err(SubmitError::TokenOutOfRange { token, vocab_size }),

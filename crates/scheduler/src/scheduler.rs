@@ -241,6 +241,12 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// Sequences that began to run, again ones included.
+    #[must_use]
+    pub fn num_admissions(&self) -> u64 {
+        self.num_admissions
+    }
+
     /// Whether there is nothing to plan.
     #[must_use]
     pub fn is_empty(&self) -> bool {

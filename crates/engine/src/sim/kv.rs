@@ -62,6 +62,12 @@ impl SimKv {
         }
     }
 
+    /// A page of an adapter is written there.
+    pub(super) fn overwrite(&mut self, block: BlockId) {
+        let first = block.0 as usize * self.block_size;
+        self.slots[first..first + self.block_size].fill(None);
+    }
+
     /// No block that is written in this step belongs to more than one of its sequences.
     pub(super) fn check_private_writes(&mut self, plan: &StepPlan) {
         self.num_readers.fill(0);

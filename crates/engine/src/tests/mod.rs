@@ -10,8 +10,8 @@ use std::path::Path;
 use weft_adapters::{AdapterLease, AdapterRegistry, RegistryConfig};
 use weft_testkit::peft::RandomAdapter;
 use weft_types::{
-    ExecutorLimits, FinishReason, GenerateRequest, SamplingParams, SequenceSpec, StopConditions,
-    TokenEvent, TokenId, Usage,
+    AdapterId, AdapterRef, ExecutorLimits, FinishReason, GenerateRequest, Queueing, SamplingParams,
+    SequenceSpec, StopConditions, TokenEvent, TokenId, Usage,
 };
 
 const VOCAB_SIZE: usize = 1000;
@@ -30,6 +30,7 @@ fn request(prompt: &[TokenId], max_tokens: u32) -> GenerateRequest {
         sampling: SamplingParams::greedy(),
         stop: StopConditions { max_tokens, ..StopConditions::default() },
         cache_salt: None,
+        queueing: Queueing::default(),
     }
 }
 
@@ -45,7 +46,8 @@ fn expected(request: &GenerateRequest, lease: Option<&AdapterLease>) -> Vec<Toke
         sampling: request.sampling.clone(),
         stop_token_ids: request.stop.stop_token_ids.clone(),
         min_tokens: request.stop.min_tokens,
-        adapter: lease.map(|lease| lease.weights().clone()),
+        adapter: lease
+            .map(|lease| AdapterRef { id: AdapterId(0), content_hash: lease.content_hash() }),
     };
     sim().expected_tokens(spec, request.stop.max_tokens as usize)
 }
