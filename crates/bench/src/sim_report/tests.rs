@@ -48,7 +48,10 @@ fn rates_and_counts_are_of_finished_requests() {
     assert!((report.time_per_output_token.mean_ms - 100.0).abs() < 1e-9);
     assert_eq!(report.end_to_end.max_ms, 700.0);
     assert_eq!(report.adapters.hit_rate, 0.5);
-    assert_eq!((report.adapters.bytes_moved, report.preemptions, report.num_steps), (2_000_000, 2, 1));
+    assert_eq!(
+        (report.adapters.bytes_moved, report.preemptions, report.num_steps),
+        (2_000_000, 2, 1)
+    );
 }
 
 #[test]

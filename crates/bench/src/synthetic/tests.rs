@@ -102,7 +102,7 @@ fn a_neighbour_sends_ten_times_as_much_in_the_same_time() {
     assert_eq!((of(0).count(), of(1).count()), (500, 5000));
     assert!(of(0).all(|request| request.adapter.unwrap() < 4));
     assert!(of(1).all(|request| (4..8).contains(&request.adapter.unwrap())));
-    let end = |tenant| of(tenant).last().unwrap().arrival_s;
+    let end = |tenant| of(tenant).next_back().unwrap().arrival_s;
     assert!((end(0) / end(1) - 1.0).abs() < 0.2);
     // The small tenant's requests are those it sends when it is alone.
     let alone: Vec<_> = small.requests().unwrap().collect();

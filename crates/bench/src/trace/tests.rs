@@ -6,7 +6,10 @@ use proptest::prelude::*;
 fn header() -> TraceHeader {
     let adapter = |name: &str, rank| TraceAdapter { name: name.into(), rank, bytes: Some(4096) };
     let adapters = vec![adapter("sql", Some(8)), adapter("json \"x\"\n", None)];
-    TraceHeader { tenants: vec!["acme".into(), String::new()], ..TraceHeader::new("base", adapters) }
+    TraceHeader {
+        tenants: vec!["acme".into(), String::new()],
+        ..TraceHeader::new("base", adapters)
+    }
 }
 
 fn read(text: &str) -> Result<(TraceHeader, Vec<TraceRequest>), TraceError> {
@@ -136,7 +139,9 @@ fn nonsense_is_refused_with_a_sentence() {
     assert!(refused(&line("0", "5000000000", "")).contains("5000000000"));
     assert!(refused(&line("0", "1", ",\"x\":1")).contains("unknown field `x`"));
     assert!(read("").unwrap_err().to_string().contains("is empty"));
-    assert!(read("{\"weft_trace\":2,\"base\":\"b\"}").unwrap_err().to_string().contains("version 2"));
+    assert!(
+        read("{\"weft_trace\":2,\"base\":\"b\"}").unwrap_err().to_string().contains("version 2")
+    );
     let twice = r#"{"weft_trace":1,"base":"b","adapters":[{"name":"a"},{"name":"a"}]}"#;
     assert!(read(twice).unwrap_err().to_string().contains("`a` twice"));
 }

@@ -53,8 +53,7 @@ impl<W: Write> TraceWriter<W> {
     /// # Errors
     /// If the underlying writer fails, or with [`UnknownIndex`].
     pub fn write(&mut self, request: &TraceRequest) -> io::Result<()> {
-        let unknown =
-            |kind, index, known| io::Error::other(UnknownIndex { kind, index, known });
+        let unknown = |kind, index, known| io::Error::other(UnknownIndex { kind, index, known });
         let TraceHeader { base, adapters, tenants, .. } = &self.header;
         let (model, known_rank) = match request.adapter {
             None => (base.as_str(), None),
