@@ -25,17 +25,22 @@ pub enum Arrivals {
 }
 
 impl Arrivals {
+    /// The gap before the next request, in seconds; zero in a closed loop.
+    pub fn gap(self, rng: &mut Rng) -> f64 {
+        match self {
+            Self::Closed { .. } => 0.0,
+            Self::Open { rate, cv } if cv > 0.0 => rng.gamma(1.0 / (cv * cv), cv * cv / rate),
+            Self::Open { rate, .. } => 1.0 / rate,
+        }
+    }
+
     /// The offset of each request from the start, not falling; all zero in a closed loop.
     #[must_use]
     pub fn draw(self, num_requests: usize, rng: &mut Rng) -> Vec<Duration> {
-        let Self::Open { rate, cv } = self else {
-            return vec![Duration::ZERO; num_requests];
-        };
         let mut at = 0.0;
         (0..num_requests)
             .map(|_| {
-                at +=
-                    if cv > 0.0 { rng.gamma(1.0 / (cv * cv), cv * cv / rate) } else { 1.0 / rate };
+                at += self.gap(rng);
                 Duration::try_from_secs_f64(at).unwrap_or(Duration::MAX)
             })
             .collect()

@@ -40,6 +40,8 @@ pub struct HttpConfig {
     pub prompt_style: PromptStyle,
     /// Sent as a bearer token.
     pub api_key: Option<String>,
+    /// Sent as each request's `user`: who is asking, for servers that are fair to their users.
+    pub user: Option<String>,
 }
 
 /// Why a server cannot be measured.
@@ -85,6 +87,7 @@ pub struct HttpTarget {
     root: String,
     endpoint: Endpoint,
     api_key: Option<String>,
+    user: Option<String>,
     /// `None` sends token ids.
     wording: Option<Wording>,
 }
@@ -107,7 +110,8 @@ impl HttpTarget {
         let root = trimmed.strip_suffix("/v1").unwrap_or(trimmed).to_owned();
         let is_text = config.prompt_style == PromptStyle::Text || config.endpoint == Endpoint::Chat;
         let wording = is_text.then(Wording::default);
-        Ok(Self { client, root, endpoint: config.endpoint, api_key: config.api_key, wording })
+        let HttpConfig { endpoint, api_key, user, .. } = config;
+        Ok(Self { client, root, endpoint, api_key, user, wording })
     }
 
     /// The models that the server lists.
@@ -166,6 +170,9 @@ impl HttpTarget {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if let Some(user) = &self.user {
+            body["user"] = user.as_str().into();
+        }
         match (&self.wording, self.endpoint) {
             (Some(wording), Endpoint::Chat) => {
                 let content = wording.text(&request.prompt);

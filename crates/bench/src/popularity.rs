@@ -70,41 +70,67 @@ impl fmt::Display for Popularity {
 }
 
 impl Popularity {
+    /// Draws adapters one by one, each below `num_adapters`; `None` if that is 0.
+    #[must_use]
+    pub fn sampler(self, num_adapters: usize) -> Option<AdapterSampler> {
+        let last = num_adapters.checked_sub(1)?;
+        let weight = |i: usize| match self {
+            Self::Zipf(s) => ((i + 1) as f64).powf(-s),
+            Self::Geometric(ratio) => ratio.powf(-(i as f64)),
+            _ => 0.0,
+        };
+        let cumulative = match self {
+            Self::Zipf(_) | Self::Geometric(_) => (0..num_adapters)
+                .scan(0.0, |sum, i| {
+                    *sum += weight(i);
+                    Some(*sum)
+                })
+                .collect(),
+            _ => Vec::new(),
+        };
+        Some(AdapterSampler { popularity: self, last, cumulative, num_drawn: 0 })
+    }
+
     /// The adapter of each of `num_requests` requests, each below `num_adapters`.
     ///
     /// Empty if `num_adapters` is 0.
     #[must_use]
     pub fn draw(self, num_requests: usize, num_adapters: usize, rng: &mut Rng) -> Vec<usize> {
-        if num_adapters == 0 {
-            return Vec::new();
+        match self.sampler(num_adapters) {
+            Some(mut sampler) => (0..num_requests).map(|_| sampler.draw(rng)).collect(),
+            None => Vec::new(),
         }
-        let weights: Vec<f64> = match self {
-            Self::Zipf(s) => (1..=num_adapters).map(|i| (i as f64).powf(-s)).collect(),
-            Self::Geometric(ratio) => (0..num_adapters).map(|i| ratio.powf(-(i as f64))).collect(),
-            _ => Vec::new(),
-        };
-        let cumulative: Vec<f64> = weights
-            .iter()
-            .scan(0.0, |sum, weight| {
-                *sum += weight;
-                Some(*sum)
-            })
-            .collect();
-        let last = num_adapters - 1;
-        (0..num_requests)
-            .map(|request| match self {
-                Self::Identical => 0,
-                Self::Distinct => request % num_adapters,
-                Self::Uniform => rng.below(num_adapters as u64) as usize,
-                Self::Zipf(_) | Self::Geometric(_) => {
-                    let point = rng.unit() * cumulative[last];
-                    cumulative.partition_point(|&sum| sum <= point).min(last)
-                }
-                Self::Power(alpha) => {
-                    ((rng.unit().powf(1.0 / alpha) * num_adapters as f64) as usize).min(last)
-                }
-            })
-            .collect()
+    }
+}
+
+/// A [`Popularity`] over a known number of adapters.
+#[derive(Clone, Debug)]
+pub struct AdapterSampler {
+    popularity: Popularity,
+    last: usize,
+    /// Sums of the weights up to each adapter, where there are weights.
+    cumulative: Vec<f64>,
+    num_drawn: usize,
+}
+
+impl AdapterSampler {
+    /// The adapter of the next request.
+    pub fn draw(&mut self, rng: &mut Rng) -> usize {
+        let num_adapters = self.last + 1;
+        let request = self.num_drawn;
+        self.num_drawn = self.num_drawn.wrapping_add(1);
+        match self.popularity {
+            Popularity::Identical => 0,
+            Popularity::Distinct => request % num_adapters,
+            Popularity::Uniform => rng.below(num_adapters as u64) as usize,
+            Popularity::Zipf(_) | Popularity::Geometric(_) => {
+                let point = rng.unit() * self.cumulative[self.last];
+                self.cumulative.partition_point(|&sum| sum <= point).min(self.last)
+            }
+            Popularity::Power(alpha) => {
+                ((rng.unit().powf(1.0 / alpha) * num_adapters as f64) as usize).min(self.last)
+            }
+        }
     }
 }
 

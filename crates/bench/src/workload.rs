@@ -110,6 +110,9 @@ pub enum WorkloadError {
         /// Shortest `--input-len`.
         min: usize,
     },
+    /// Their indices do not fit.
+    #[error("there are more adapters than 32 bits can number")]
+    TooManyAdapters,
     /// An empty range of ids.
     #[error("--token-ids {low}-{high} is an empty range")]
     TokenRange {
@@ -201,15 +204,7 @@ impl WorkloadConfig {
         if self.num_requests == 0 {
             return Err(WorkloadError::NoRequests);
         }
-        match self.arrivals {
-            Arrivals::Closed { concurrency: 0 } => return Err(WorkloadError::NoConcurrency),
-            Arrivals::Open { rate, cv }
-                if !(rate.is_finite() && rate > 0.0 && cv.is_finite() && cv >= 0.0) =>
-            {
-                return Err(WorkloadError::Rate);
-            }
-            _ => {}
-        }
+        check_arrivals(self.arrivals)?;
         if self.shared_prefix_len >= self.input_len.min {
             return Err(WorkloadError::SharedPrefix {
                 shared: self.shared_prefix_len,
@@ -220,6 +215,18 @@ impl WorkloadConfig {
             return Err(WorkloadError::TokenRange { low: self.token_low, high: self.token_high });
         }
         Ok(())
+    }
+}
+
+pub(crate) fn check_arrivals(arrivals: Arrivals) -> Result<(), WorkloadError> {
+    match arrivals {
+        Arrivals::Closed { concurrency: 0 } => Err(WorkloadError::NoConcurrency),
+        Arrivals::Open { rate, cv }
+            if !(rate.is_finite() && rate > 0.0 && cv.is_finite() && cv >= 0.0) =>
+        {
+            Err(WorkloadError::Rate)
+        }
+        _ => Ok(()),
     }
 }
 

@@ -34,6 +34,7 @@ pub async fn serve(args: BenchServeArgs) -> Result<Report> {
             PromptStyleChoice::Text => PromptStyle::Text,
         },
         api_key: args.api_key.clone(),
+        user: args.user.clone(),
     })?;
     let wants_all = args.adapters == ["all"];
     let listed =
@@ -106,7 +107,11 @@ pub fn adapters(args: &BenchAdaptersArgs) -> Result<()> {
         .target_modules
         .iter()
         .map(|name| {
-            let found = Module::ALL.into_iter().find(|module| module.hf_name() == name);
+            let has_name = |module: &Module| {
+                let full = module.hf_name();
+                full == name || full.strip_suffix("_proj") == Some(name)
+            };
+            let found = Module::ALL.into_iter().find(has_name);
             found.ok_or_else(|| anyhow!("--target-modules: `{name}` is not a linear of a layer"))
         })
         .collect::<Result<Vec<_>>>()?;

@@ -74,7 +74,7 @@ async fn serve() -> (String, Seen) {
 
 fn config(url: String, endpoint: Endpoint) -> HttpConfig {
     let prompt_style = PromptStyle::TokenIds;
-    HttpConfig { url, endpoint, prompt_style, api_key: Some("secret".into()) }
+    HttpConfig { url, endpoint, prompt_style, api_key: Some("secret".into()), user: None }
 }
 
 #[tokio::test]
@@ -109,6 +109,20 @@ async fn chat_sends_text_and_does_not_count_the_role_as_a_token() {
     let text = seen[0]["messages"][0]["content"].as_str().unwrap();
     // /tokenize says two tokens a word, and prompts have 16 tokens.
     assert_eq!(text.split(' ').count(), 8);
+}
+
+#[tokio::test]
+async fn requests_say_whose_they_are_if_they_are_told() {
+    let (url, seen) = serve().await;
+    for user in [None, Some("acme".to_owned())] {
+        let config = HttpConfig { user, ..config(url.clone(), Endpoint::Completions) };
+        let target = Arc::new(HttpTarget::new(config).unwrap());
+        let workload = WorkloadConfig { num_requests: 1, num_warmup: 0, ..small() };
+        drive(target, workload.generate().unwrap(), LIMITS, || {}).await.unwrap();
+    }
+    let seen = seen.lock().unwrap();
+    let users: Vec<_> = seen.iter().map(|body| body["user"].as_str()).collect();
+    assert_eq!(users, [None, Some("acme")]);
 }
 
 #[tokio::test]

@@ -92,6 +92,7 @@ Examples:
   weft bench serve --concurrency 16                                 the base alone
   weft bench serve --adapters all --concurrency 16                  every listed adapter in turn
   weft bench serve --adapter-prefix r8- --num-adapters 16           r8-0 … r8-15
+  weft bench serve --user acme --adapter-prefix r8- --num-adapters 4       as one of several tenants
   weft bench serve --adapters all --distribution zipf --rate 4      Poisson arrivals, Zipf 1.5
   weft bench serve --adapters a,b --distribution power:0.3 --rate 2 --input-len 8-511 --output-len 8-511")]
 pub struct BenchServeArgs {
@@ -119,6 +120,9 @@ pub struct BenchServeArgs {
     /// Sent as a bearer token.
     #[arg(long, env = "WEFT_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Sent as the `user` of each request: whose tenant is asking.
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
     /// What is sent, and when.
     #[command(flatten)]
     pub load: LoadArgs,
@@ -162,9 +166,11 @@ pub struct BenchAdaptersArgs {
     /// Ranks, taken in turn.
     #[arg(long, value_delimiter = ',', default_value = "8", value_name = "R,…")]
     pub ranks: Vec<usize>,
-    /// Linears of each layer, by their Hugging Face names.
+    /// Linears of each layer, by their Hugging Face names or without `_proj`. Fewer make smaller
+    /// adapters: q,v a fifth of all seven.
     #[arg(
         long,
+        visible_alias = "targets",
         value_delimiter = ',',
         default_value = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
         value_name = "M,…"

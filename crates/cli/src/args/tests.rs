@@ -74,6 +74,13 @@ fn bench_reads_its_distributions() {
     let BenchCommand::Serve(args) = *bench else { panic!("not serve") };
     assert_eq!(args.adapters, ["a", "b"]);
     assert_eq!((args.load.rate, args.load.cv), (Some(2.0), 4.0));
+    let many = "weft bench serve --user acme --adapter-prefix a- --num-adapters 1024 \
+                --distribution power:0.3";
+    let cli = Cli::try_parse_from(many.split_whitespace());
+    let Some(Command::Bench(bench)) = cli.unwrap().command else { panic!("not bench") };
+    let BenchCommand::Serve(args) = *bench else { panic!("not serve") };
+    assert_eq!((args.user.as_deref(), args.num_adapters), (Some("acme"), Some(1024)));
+    assert_eq!(args.load.distribution, weft_bench::Popularity::Power(0.3));
     let both = "weft bench serve --rate 2 --concurrency 3";
     assert!(Cli::try_parse_from(both.split(' ')).is_err());
 }
