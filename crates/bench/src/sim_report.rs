@@ -52,9 +52,9 @@ impl Tenant {
 /// Adapters between host and device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct AdapterFigures {
-    /// Requests of adapters that were looked at for the first time by the scheduler.
+    /// Requests of adapters that began to run.
     pub lookups: u64,
-    /// Of these, those whose adapter was on the device.
+    /// Of these, those that did not wait for their adapter.
     pub hits: u64,
     /// `hits / lookups`; 1 without lookups.
     pub hit_rate: f64,
@@ -114,10 +114,10 @@ impl SimRecorder {
         self.update(request.tenant, |tenant| tenant.rejected += 1);
     }
 
-    /// The scheduler looked at a request of an adapter for the first time.
-    pub fn adapter_lookup(&mut self, is_hit: bool) {
-        self.adapters.lookups += 1;
-        self.adapters.hits += u64::from(is_hit);
+    /// So many requests of adapters began to run, and so many of those found theirs on the device.
+    pub fn lookups(&mut self, lookups: u64, hits: u64) {
+        self.adapters.lookups += lookups;
+        self.adapters.hits += hits;
     }
 
     /// A copy of an adapter to the device began.

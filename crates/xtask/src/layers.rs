@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A crate names only crates that stand above it here.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "weft-types",
     "weft-gguf",
     "weft-scheduler",
@@ -21,6 +21,7 @@ const ORDER: [&str; 15] = [
     "weft-text",
     "weft-server",
     "weft-bench",
+    "weft-simulator",
     "weft",
     "weft-testkit",
     "weft-tests",
@@ -28,7 +29,7 @@ const ORDER: [&str; 15] = [
 ];
 
 /// These never reach `HIDDEN`, by whatever path: they live, and are tested, without a model.
-const WITHOUT_MODEL: [&str; 7] = [
+const WITHOUT_MODEL: [&str; 8] = [
     "weft-types",
     "weft-scheduler",
     "weft-adapters",
@@ -36,6 +37,7 @@ const WITHOUT_MODEL: [&str; 7] = [
     "weft-text",
     "weft-server",
     "weft-bench",
+    "weft-simulator",
 ];
 const HIDDEN: [&str; 3] = ["weft-kernels", "weft-model", "weft-runner"];
 

@@ -28,8 +28,7 @@ fn recorder() -> SimRecorder {
     recorder.served(0, 100);
     recorder.finished(&first, 0.3, 0.7);
     recorder.token_gap(0.1, 4);
-    recorder.adapter_lookup(true);
-    recorder.adapter_lookup(false);
+    recorder.lookups(2, 1);
     recorder.adapter_loaded(2_000_000);
     recorder.evicted(1);
     recorder.preempted(2);
