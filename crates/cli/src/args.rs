@@ -3,9 +3,11 @@
 
 pub mod bench;
 pub mod serve;
+pub mod simulate;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
+pub use simulate::BenchSimulateArgs;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

@@ -55,6 +55,15 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             let report = match *command {
                 BenchCommand::Serve(args) => block_on(bench::serve(args))?,
                 BenchCommand::Engine(args) => block_on(bench::engine(args))?,
+                BenchCommand::Simulate(args) => {
+                    let report = simulate::run(&args)?;
+                    if args.json {
+                        println!("{}", serde_json::to_string_pretty(&report)?);
+                    } else {
+                        print!("{report}");
+                    }
+                    return Ok(ExitCode::SUCCESS);
+                }
                 BenchCommand::Adapters(args) => {
                     bench::adapters(&args)?;
                     return Ok(ExitCode::SUCCESS);

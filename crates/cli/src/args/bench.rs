@@ -1,6 +1,7 @@
 //! The flags of `weft bench`.
 
 use super::serve::{AdapterArgs, EngineArgs};
+use super::simulate::BenchSimulateArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_bench::{LengthRange, Popularity};
@@ -12,6 +13,8 @@ pub enum BenchCommand {
     Serve(BenchServeArgs),
     /// Load the engine in this process, without HTTP.
     Engine(BenchEngineArgs),
+    /// Run the scheduler over a trace, with a cost model in place of the model.
+    Simulate(BenchSimulateArgs),
     /// Write PEFT directories with random weights, to have adapters to measure with.
     Adapters(BenchAdaptersArgs),
 }

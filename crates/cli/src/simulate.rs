@@ -1,0 +1,116 @@
+//! `weft bench simulate`: flags in, the figures of a simulation out.
+
+use crate::args::simulate::{BenchSimulateArgs, WorkloadChoice};
+use crate::progress::count_bar;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::io::BufReader;
+use weft_bench::synthetic::merge;
+use weft_bench::{SLoraLoad, SimReport, SyntheticTrace, TraceReader, TraceRequest};
+use weft_simulator::{CostModel, SchedulerConfig, SimulationConfig, simulate};
+use weft_types::ExecutorLimits;
+
+/// Tokens of a chunk.
+const BLOCK_SIZE: usize = 16;
+/// Of a request of S-LoRA's, in and out each.
+const MEAN_TOKENS: f64 = 259.5;
+
+/// Runs the simulation.
+///
+/// # Errors
+/// If a file cannot be read, or the flags contradict each other.
+pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
+    let costs = match &args.costs {
+        Some(path) => {
+            let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            serde_json::from_slice(&text).with_context(|| path.display().to_string())?
+        }
+        None => CostModel::default(),
+    };
+    let limits = ExecutorLimits {
+        block_size: BLOCK_SIZE,
+        num_blocks: args.memory.0 as usize / args.chunk_bytes.max(1),
+        chunk_bytes: args.chunk_bytes,
+        max_model_len: 8192,
+        max_num_seqs: args.max_num_seqs,
+        max_num_batched_tokens: args.max_num_batched_tokens,
+    };
+    ensure!(limits.num_blocks > 0, "--memory holds no chunk of {} bytes", args.chunk_bytes);
+    ensure!(args.max_num_seqs > 0 && args.max_num_batched_tokens > 0, "limits must not be 0");
+    let mut config = SimulationConfig {
+        title: title(args),
+        scheduling: SchedulerConfig {
+            eviction: args.eviction,
+            costs,
+            ..SchedulerConfig::new(limits)
+        },
+        bytes_per_rank: args.bytes_per_rank,
+        default_rank: args.setting.ranks()[0],
+        max_waiting: args.max_waiting,
+        max_in_flight: None,
+        tenants: Vec::new(),
+    };
+    match args.workload {
+        WorkloadChoice::Slora => {
+            let rate = args.rate.unwrap_or_else(|| 0.9 * capacity(args, &costs));
+            let load =
+                SLoraLoad { alpha: args.alpha, rate, cv: args.cv, duration_s: 1.0 };
+            let trace = SyntheticTrace {
+                num_requests: args.requests,
+                ..SyntheticTrace::s_lora(args.setting, args.adapters, load, args.seed)
+            };
+            let mut traces = vec![trace.requests()?];
+            if let Some(factor) = args.flood {
+                traces.push(trace.neighbour(factor).requests()?);
+            }
+            Ok(with_progress(merge(traces), args.requests, config))
+        }
+        WorkloadChoice::Punica => {
+            config.max_in_flight = Some(32);
+            let trace = SyntheticTrace::punica(args.distribution, args.requests, args.seed);
+            Ok(with_progress(trace.requests()?, args.requests, config))
+        }
+        WorkloadChoice::Trace => {
+            let path = args.trace.as_deref().context("--workload trace needs --trace FILE")?;
+            let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
+            let reader = TraceReader::new(BufReader::new(file))?;
+            let (header, requests) = reader.into_sorted()?;
+            config.tenants = header.tenants;
+            let num_requests = requests.len() as u64;
+            Ok(with_progress(requests.into_iter(), num_requests, config))
+        }
+    }
+}
+
+fn with_progress(
+    requests: impl Iterator<Item = TraceRequest>,
+    num_requests: u64,
+    config: SimulationConfig,
+) -> SimReport {
+    let bar = count_bar(num_requests, "simulating");
+    let report = simulate(requests, config, |done| bar.set_position(done));
+    bar.finish_and_clear();
+    report
+}
+
+fn title(args: &BenchSimulateArgs) -> String {
+    let workload = match args.workload {
+        WorkloadChoice::Slora => {
+            format!("S-LoRA's {:?}, {} adapters, alpha {}", args.setting, args.adapters, args.alpha)
+        }
+        WorkloadChoice::Punica => format!("Punica's {:?}", args.distribution),
+        WorkloadChoice::Trace => "a recorded trace".to_owned(),
+    };
+    let eviction = format!("{:?}", args.eviction).to_lowercase();
+    format!("{workload}, {} of memory, {eviction}, seed {}", args.memory, args.seed)
+}
+
+/// Requests per second that a full batch of S-LoRA's requests gets, if no adapter is ever shared.
+fn capacity(args: &BenchSimulateArgs, costs: &CostModel) -> f64 {
+    let batch = args.max_num_seqs as f64;
+    let ranks = args.setting.ranks();
+    let mean_rank = f64::from(ranks.iter().sum::<u32>()) / ranks.len() as f64;
+    let distinct = batch.min(f64::from(args.adapters));
+    let step_s = costs.step(args.max_num_seqs, (distinct * mean_rank) as usize);
+    1.0 / (MEAN_TOKENS * (step_s / batch + costs.token_s))
+}
