@@ -174,6 +174,7 @@ fn encode_bf16(values: &[f32], out: &mut [u16]) {
     out.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values);
 }
 
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 fn store<S: Plain + Copy + Default + Send>(
     pool: &ThreadPool,
     shape: KvShape,

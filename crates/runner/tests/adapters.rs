@@ -1,5 +1,7 @@
 //! Adapters come to the device beside the steps, and leave it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use std::sync::Arc;
