@@ -11,8 +11,8 @@ use std::sync::Arc;
 use weft_kernels::Arena;
 use weft_model::{CpuDevice, Decoder, LoadedModel};
 use weft_types::{
-    AdapterId, AdapterLoad, ExecuteError, Executor, ExecutorLimits, PackedAdapter, SeqId,
-    SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenLogprobs,
+    AdapterId, AdapterLoad, AdapterRef, ExecuteError, Executor, ExecutorLimits, PackedAdapter,
+    SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenLogprobs,
 };
 
 /// Rows of one pass over the output head.
@@ -82,16 +82,21 @@ impl CpuExecutor {
         for planned in &plan.sequences {
             let message = match self.sequences.get(&planned.seq) {
                 None => format!("{:?} was planned but never announced", planned.seq),
-                Some(SequenceState {
-                    spec: SequenceSpec { adapter: Some(adapter), .. }, ..
-                }) if !self.adapters.contains_key(adapter) => {
-                    format!("{adapter:?} of {:?} is not on the device", planned.seq)
-                }
-                Some(_) => continue,
+                Some(state) => match state.spec.adapter {
+                    Some(adapter) if !self.is_placed(adapter) => {
+                        format!("the adapter {} is not on the device", adapter.content_hash)
+                    }
+                    _ => continue,
+                },
             };
             return Err(ExecuteError { message });
         }
         Ok(())
+    }
+
+    fn is_placed(&self, adapter: AdapterRef) -> bool {
+        let placed = self.adapters.get(&adapter.id);
+        placed.is_some_and(|placed| placed.packed().content_hash == adapter.content_hash)
     }
 
     /// Reads what is wanted of the rows `range` of the batch's logits.

@@ -1,7 +1,7 @@
 //! Turns a [`weft_types::StepPlan`] into a [`weft_types::StepOutput`] with a real model.
 //!
-//! [`executor`] owns the model and the sequences' sampling state; each step it asks [`prepare`] for
-//! a flat batch, the decoder for logits, and [`sampler`] for tokens, while [`copier`] brings adapters
+//! [`executor`] owns the model and the sequences' sampling state; each step it asks `prepare` for
+//! a flat batch, the decoder for logits, and [`sampler`] for tokens, while `copier` brings adapters
 //! to the device. Knows no queue, no clock and no text.
 
 mod copier;

@@ -46,7 +46,10 @@ impl Prepared {
         self.clear();
         self.order.clear();
         self.order.extend(0..plan.sequences.len());
-        let adapter = |index: usize| sequences[&plan.sequences[index].seq].spec.adapter;
+        let adapter = |index: usize| {
+            let adapter = sequences[&plan.sequences[index].seq].spec.adapter;
+            adapter.map(|adapter| adapter.id)
+        };
         // By the order of scheduling within an adapter; a stable sort may allocate.
         self.order.sort_unstable_by_key(|&index| (adapter(index), index));
         self.batch.block_tables.extend_from_slice(&plan.block_tables);
@@ -56,7 +59,7 @@ impl Prepared {
             self.push_rows(plan, sequence, shape);
             let state = &sequences[&sequence.seq];
             let num_logits = self.push_logit_rows(planned, sequence, state);
-            let adapter = state.spec.adapter.map(|adapter| &adapters[&adapter]);
+            let adapter = state.spec.adapter.map(|adapter| &adapters[&adapter.id]);
             push_segment(&mut self.batch.segments, sequence.tokens.len(), adapter);
             push_segment(&mut self.batch.logit_segments, num_logits, adapter);
         }

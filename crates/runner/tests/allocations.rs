@@ -7,7 +7,7 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use support::{adapter, announce, executor, load, model, plan_decode};
+use support::{adapter, announce, executor, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
 use weft_types::{AdapterId, BaseModelSpec, Executor, StepOutput, StepPlan, TokenId};
 
@@ -67,12 +67,14 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
 /// Allocations of each of 32 steps.
 fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
     let mut first_chunk = 32;
-    for (id, rank) in (0..).zip([3, 8, 16, 40]) {
+    let ranks = [3, 8, 16, 40];
+    for (id, rank) in (0..).zip(ranks) {
         first_chunk = load(&mut executor, AdapterId(id), &adapter(spec, rank), first_chunk);
     }
     let mut tokens: Vec<TokenId> = (1..=16).collect();
     for seq in 0..16 {
-        announce(&mut executor, seq, Some(AdapterId(seq as u32 % 4)));
+        let id = seq as usize % ranks.len();
+        announce(&mut executor, seq, Some(reference(id as u32, ranks[id])));
     }
     let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
     let mut counts = Vec::new();

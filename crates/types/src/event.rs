@@ -42,7 +42,8 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
-/// One event of a request's stream. The last is `Finished` or `Failed`, exactly once.
+/// One event of a request's stream. The last is `Finished`, `Failed` or `Expired`,
+/// exactly once.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
     /// Log probabilities of further prompt tokens, in order, before the first `Token`.
@@ -64,4 +65,6 @@ pub enum TokenEvent {
     },
     /// The step that computed this sequence failed; others go on.
     Failed(ExecuteError),
+    /// The sequence's deadline came before it ran: nothing of it was computed.
+    Expired,
 }

@@ -1,6 +1,6 @@
 //! The trait that turns a [`StepPlan`] into a [`StepOutput`]: a model on a device, or a simulation.
 
-use crate::id::{AdapterId, SeqId, TokenId};
+use crate::id::{AdapterId, ContentHash, SeqId, TokenId};
 use crate::packed::PackedAdapter;
 use crate::plan::{AdapterLoad, StepOutput, StepPlan};
 use crate::request::SamplingParams;
@@ -35,7 +35,16 @@ pub struct SequenceSpec {
     /// See [`crate::StopConditions::min_tokens`].
     pub min_tokens: u32,
     /// `None` is the bare base.
-    pub adapter: Option<AdapterId>,
+    pub adapter: Option<AdapterRef>,
+}
+
+/// The adapter of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdapterRef {
+    /// Under which loads name it, as long as the sequence lives.
+    pub id: AdapterId,
+    /// What must be loaded under that id: an executor never computes with anything else.
+    pub content_hash: ContentHash,
 }
 
 /// A step failed. Its sequences end with this sentence; the engine goes on.

@@ -3,6 +3,7 @@
 use crate::id::TokenId;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How the next token is drawn from the logits.
 ///
@@ -83,4 +84,24 @@ pub struct GenerateRequest {
     pub stop: StopConditions,
     /// Cached KV blocks are shared only between requests of equal salt.
     pub cache_salt: Option<Arc<str>>,
+    /// Who asks, and how urgently.
+    pub queueing: Queueing,
+}
+
+/// How a request waits for its turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queueing {
+    /// Service is shared out evenly among tenants.
+    pub tenant: Arc<str>,
+    /// Lower ones run first, whoever asks.
+    pub priority: i32,
+    /// If it has not begun to run after so long, it is not wanted any more.
+    pub timeout: Option<Duration>,
+}
+
+impl Default for Queueing {
+    /// A tenant without a name, no urgency.
+    fn default() -> Self {
+        Self { tenant: Arc::from(""), priority: 0, timeout: None }
+    }
 }

@@ -7,8 +7,8 @@ use weft_model::LoadedModel;
 use weft_runner::{CpuExecutor, RunnerConfig, pool_layout};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig};
 use weft_types::{
-    AdapterId, Executor, LoweredAdapter, PackedAdapter, SamplingParams, SeqId, SequenceSpec,
-    StepOutput, StepPlan, StopConditions, TokenEvent, TokenId,
+    AdapterId, AdapterRef, Executor, LoweredAdapter, PackedAdapter, SamplingParams, SeqId,
+    SequenceSpec, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId,
 };
 
 /// One request.
@@ -91,6 +91,9 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
             if let (Some(adapter), Some(packed)) = (adapter, packed) {
                 adapters.insert(adapter, Arc::clone(packed));
             }
+            let adapter = adapter
+                .zip(packed)
+                .map(|(id, packed)| AdapterRef { id, content_hash: packed.content_hash });
             executor.add_sequence(id, spec(request, adapter));
         }
         executor.finished_loads(&mut loaded);
@@ -136,7 +139,7 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
     (answers, scheduler.counters().num_preemptions)
 }
 
-fn spec(request: &Request, adapter: Option<AdapterId>) -> SequenceSpec {
+fn spec(request: &Request, adapter: Option<AdapterRef>) -> SequenceSpec {
     SequenceSpec {
         prompt: request.prompt.as_slice().into(),
         sampling: request.sampling.clone(),

@@ -7,9 +7,9 @@ use weft_kernels::KvDtype;
 use weft_model::{LoadOptions, LoadedModel};
 use weft_runner::{CpuExecutor, RunnerConfig, pool_layout};
 use weft_types::{
-    AdapterId, AdapterLoad, AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype, Executor,
-    LowRankUpdate, LoweredAdapter, Module, PackedAdapter, PlannedSequence, SamplingParams, SeqId,
-    SequenceSpec, Site, StepPlan, TokenId,
+    AdapterId, AdapterLoad, AdapterRef, AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype,
+    Executor, LowRankUpdate, LoweredAdapter, Module, PackedAdapter, PlannedSequence,
+    SamplingParams, SeqId, SequenceSpec, Site, StepPlan, TokenId,
 };
 
 /// A tiny model of the golden files.
@@ -84,8 +84,13 @@ pub(crate) fn wait_for(executor: &mut CpuExecutor, adapter: AdapterId) {
     assert_eq!(finished, [adapter]);
 }
 
+/// The reference to [`adapter`] of `rank` under an id.
+pub(crate) fn reference(id: u32, rank: usize) -> AdapterRef {
+    AdapterRef { id: AdapterId(id), content_hash: ContentHash([rank as u8; 32]) }
+}
+
 /// Announces a sequence that starts with one token.
-pub(crate) fn announce(executor: &mut CpuExecutor, seq: u64, adapter: Option<AdapterId>) {
+pub(crate) fn announce(executor: &mut CpuExecutor, seq: u64, adapter: Option<AdapterRef>) {
     let spec = SequenceSpec {
         prompt: [1 + seq as TokenId].into(),
         sampling: SamplingParams::greedy(),
