@@ -4,8 +4,9 @@
 //! it, each layer and KV head has its keys transposed, `[head_dim, 16]`, so that scores of sixteen
 //! tokens are one vector, and its values as `[16, head_dim]`.
 
+use crate::arena::{Arena, LentChunks, Plain};
 use crate::lanes::LANES;
-use crate::pool::{DisjointMut, ThreadPool};
+use crate::pool::ThreadPool;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use weft_types::BlockId;
@@ -54,6 +55,11 @@ impl KvShape {
         self.num_layers * self.num_kv_heads * 2 * self.half_page()
     }
 
+    /// Where the keys and values of a layer and head begin, in numbers from the block's first.
+    fn page_start(self, layer: usize, head: usize) -> usize {
+        (layer * self.num_kv_heads + head) * 2 * self.half_page()
+    }
+
     /// Bytes of a block.
     #[must_use]
     pub fn block_bytes(self, dtype: KvDtype) -> usize {
@@ -61,38 +67,23 @@ impl KvShape {
     }
 }
 
-/// The cache. Memory is zeroed lazily by the system: blocks never used cost nothing.
+/// The cache: block `b` is the front of chunk `b` of an arena. Chunks that are lent are not blocks.
 #[derive(Debug)]
 pub struct KvCache {
     shape: KvShape,
-    num_blocks: usize,
-    storage: Storage,
-}
-
-#[derive(Debug)]
-enum Storage {
-    F32(Vec<f32>),
-    F16(Vec<u16>),
-    Bf16(Vec<u16>),
+    dtype: KvDtype,
+    arena: Arena,
 }
 
 impl KvCache {
-    /// A cache of `num_blocks` blocks.
+    /// A cache with a block in each chunk.
+    ///
+    /// # Panics
+    /// When a block is larger than a chunk.
     #[must_use]
-    pub fn new(shape: KvShape, dtype: KvDtype, num_blocks: usize) -> Self {
-        let len = shape.block_len() * num_blocks;
-        let storage = match dtype {
-            KvDtype::F32 => Storage::F32(vec![0.0; len]),
-            KvDtype::F16 => Storage::F16(vec![0; len]),
-            KvDtype::Bf16 => Storage::Bf16(vec![0; len]),
-        };
-        Self { shape, num_blocks, storage }
-    }
-
-    /// Blocks in all.
-    #[must_use]
-    pub fn num_blocks(&self) -> usize {
-        self.num_blocks
+    pub fn new(shape: KvShape, dtype: KvDtype, arena: Arena) -> Self {
+        assert!(shape.block_bytes(dtype) <= arena.chunk_bytes(), "a block fits a chunk");
+        Self { shape, dtype, arena }
     }
 
     /// What one token needs.
@@ -101,11 +92,26 @@ impl KvCache {
         self.shape
     }
 
+    /// How keys and values are stored.
+    #[must_use]
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
+    }
+
+    /// As [`Arena::lend`]: chunks that are no blocks until the result is dropped.
+    ///
+    /// # Panics
+    /// As there.
+    #[must_use]
+    pub fn lend(&mut self, chunks: &[BlockId]) -> LentChunks {
+        self.arena.lend(chunks)
+    }
+
     /// Writes one layer's keys and values, `[T, num_kv_heads, head_dim]`; row `t` goes to
     /// `slots[t]`.
     ///
     /// # Panics
-    /// When lengths do not agree or a block is out of range.
+    /// When lengths do not agree, or a slot or the layer is out of range, or a block is lent.
     pub fn store(
         &mut self,
         pool: &ThreadPool,
@@ -115,57 +121,34 @@ impl KvCache {
         slots: &[KvSlot],
     ) {
         let shape = self.shape;
-        assert!(slots.iter().all(|slot| (slot.block.0 as usize) < self.num_blocks));
+        let is_valid =
+            |slot: &KvSlot| (slot.offset as usize) < BLOCK_SIZE && self.arena.owns(slot.block);
+        assert!(layer < shape.num_layers && slots.iter().all(is_valid), "no such place");
         assert_eq!(keys.len(), slots.len() * shape.num_kv_heads * shape.head_dim);
         assert_eq!(values.len(), keys.len());
-        match &mut self.storage {
-            Storage::F32(data) => {
+        let arena = &mut self.arena;
+        match self.dtype {
+            KvDtype::F32 => {
                 let encode: Encode<f32> = |values, out| out.copy_from_slice(values);
-                store(pool, shape, layer, data, encode, keys, values, slots);
+                store(pool, shape, layer, arena, encode, keys, values, slots);
             }
-            Storage::F16(data) => store(pool, shape, layer, data, encode_f16, keys, values, slots),
-            Storage::Bf16(data) => {
-                store(pool, shape, layer, data, encode_bf16, keys, values, slots)
-            }
-        }
-    }
-
-    /// How keys and values are stored.
-    #[must_use]
-    pub fn dtype(&self) -> KvDtype {
-        match self.storage {
-            Storage::F32(_) => KvDtype::F32,
-            Storage::F16(_) => KvDtype::F16,
-            Storage::Bf16(_) => KvDtype::Bf16,
+            KvDtype::F16 => store(pool, shape, layer, arena, encode_f16, keys, values, slots),
+            KvDtype::Bf16 => store(pool, shape, layer, arena, encode_bf16, keys, values, slots),
         }
     }
 
     /// Keys `[head_dim, 16]` and values `[16, head_dim]` of a block, layer and head, as bytes.
     #[inline]
     pub(crate) fn page(&self, block: BlockId, layer: usize, head: usize) -> (&[u8], &[u8]) {
-        let half = self.shape.half_page();
-        let start = page_start(self.shape, block, layer, head);
-        let range = start..start + 2 * half;
-        let bytes = match &self.storage {
-            Storage::F32(data) => bytes_of(&data[range]),
-            Storage::F16(data) | Storage::Bf16(data) => bytes_of(&data[range]),
-        };
-        bytes.split_at(bytes.len() / 2)
+        let size = self.dtype.size();
+        let half = self.shape.half_page() * size;
+        let start = self.shape.page_start(layer, head) * size;
+        self.arena.bytes(block, start..start + 2 * half).split_at(half)
     }
 }
 
 #[cfg(target_endian = "big")]
 compile_error!("kernels read the cache as little-endian bytes");
-
-/// A marker for [`bytes_of`]: numbers without padding.
-trait Plain {}
-impl Plain for f32 {}
-impl Plain for u16 {}
-
-fn bytes_of<T: Plain>(numbers: &[T]) -> &[u8] {
-    // SAFETY: plain numbers are all bytes, and bytes have no alignment.
-    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) }
-}
 
 /// Where one token's keys and values go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,11 +157,6 @@ pub struct KvSlot {
     pub block: BlockId,
     /// The token's place in it, below [`BLOCK_SIZE`].
     pub offset: u32,
-}
-
-fn page_start(shape: KvShape, block: BlockId, layer: usize, head: usize) -> usize {
-    let page = (block.0 as usize * shape.num_layers + layer) * shape.num_kv_heads + head;
-    page * 2 * shape.half_page()
 }
 
 /// Turns numbers into what lies in memory.
@@ -196,11 +174,12 @@ fn encode_bf16(values: &[f32], out: &mut [u16]) {
     out.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(values);
 }
 
-fn store<S: Copy + Default + Send>(
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
+fn store<S: Plain + Copy + Default + Send>(
     pool: &ThreadPool,
     shape: KvShape,
     layer: usize,
-    data: &mut [S],
+    arena: &mut Arena,
     encode: Encode<S>,
     keys: &[f32],
     values: &[f32],
@@ -208,20 +187,21 @@ fn store<S: Copy + Default + Send>(
 ) {
     let (dim, half) = (shape.head_dim, shape.half_page());
     let row_width = shape.num_kv_heads * dim;
-    let data = DisjointMut::new(data);
+    let chunk_len = arena.chunk_bytes() / size_of::<S>();
+    let data = arena.numbers::<S>();
     pool.run(slots.len(), 8, |rows| {
         for row in rows {
             let (slot, source) = (slots[row], row * row_width);
             let offset = slot.offset as usize;
             for head in 0..shape.num_kv_heads {
-                let start = page_start(shape, slot.block, layer, head);
+                let start = slot.block.0 as usize * chunk_len + shape.page_start(layer, head);
                 let source = source + head * dim..source + (head + 1) * dim;
                 for (part, keys) in keys[source.clone()].chunks(LANES).enumerate() {
                     let encoded = &mut [S::default(); LANES][..keys.len()];
                     encode(keys, encoded);
                     for (i, &key) in encoded.iter().enumerate() {
                         let i = part * LANES + i;
-                        // SAFETY: no two rows of a step share a slot.
+                        // SAFETY: in a block that is not lent; no two rows of a step share a slot.
                         unsafe { data.write(start + i * BLOCK_SIZE + offset, key) };
                     }
                 }

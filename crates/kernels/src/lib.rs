@@ -15,6 +15,7 @@
 #![allow(clippy::needless_range_loop, reason = "indexed loops over lanes read as the formulas do")]
 
 pub mod activation;
+pub mod arena;
 pub mod attention;
 pub mod embedding;
 pub mod isa;
@@ -30,7 +31,9 @@ pub mod rope;
 mod vector;
 pub mod weight;
 
+pub use arena::{Arena, LentChunks};
 pub use isa::Isa;
 pub use kv::{KvCache, KvDtype, KvShape};
+pub use lora::PlacedAdapter;
 pub use pool::ThreadPool;
 pub use weight::PackedLinear;

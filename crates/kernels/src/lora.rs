@@ -1,21 +1,24 @@
 //! Batched-gather LoRA (BGMV/SGMV, Punica and S-LoRA 2023) on the CPU.
 //!
-//! `y[t,:] += s · (x[t,:] A^T) B`   x:[T,K] A:[r,K] B:[r,N] y:[T,N]
+//! `y[t,:] += Σ_j s[j] · (x[t,:] · A[j,:]) · B[j,:]`   x:[T,K] s:[r] A:[r,K] B:[r,N] y:[T,N]
 //!
 //! Rows of one adapter form a *segment*, so that its matrices are read once for all of them.
-//! Ranks are exact, each segment and target has its own. *Shrink* computes `s · x A^T` for all
+//! Ranks are exact, each segment and target has its own. *Shrink* computes `t = x A^T · diag(s)` for all
 //! segments and targets that share `x`, *expand* adds the product with B.
 
 mod expand;
+mod placed;
 mod shrink;
 
 use crate::Isa;
-use crate::lanes::{Bf16, Element, F16};
+use crate::lanes::{Bf16, F16};
 use crate::pool::{DisjointMut, ThreadPool};
+use crate::vector::Stored;
 use expand::expand;
+pub use placed::{PlacedAdapter, PlacedEmbedding, PlacedUpdate};
 use shrink::shrink;
 use std::ops::Range;
-use weft_types::{AdapterTensor, Dtype, LowRankUpdate};
+use weft_types::Dtype;
 
 /// Rows of a work item.
 const ROWS_PER_ITEM: usize = 16;
@@ -27,7 +30,7 @@ const OUTPUTS_PER_ITEM: usize = 256;
 /// Reused buffers.
 #[derive(Debug, Default)]
 pub struct LoraScratch {
-    /// `s · x A^T` of each part, `[rows, rank]` each.
+    /// `x A^T · diag(s)` of each part, `[rows, rank]` each.
     shrunk: Vec<f32>,
     parts: Vec<Part>,
     items: Vec<Item>,
@@ -75,7 +78,7 @@ pub fn apply<'a>(
     num_inputs: usize,
     segments: &[Range<usize>],
     targets: &mut [LoraTarget<'_>],
-    update: impl Fn(usize, usize) -> Option<&'a LowRankUpdate> + Sync,
+    update: impl Fn(usize, usize) -> Option<PlacedUpdate<'a>> + Sync,
     scratch: &mut LoraScratch,
 ) {
     scratch.parts.clear();
@@ -112,8 +115,8 @@ pub fn apply<'a>(
                 let rows = 0..segments[part.segment].len();
                 let whole = |columns| Item { part: index, rows: rows.clone(), columns: 0..columns };
                 let update = find(part);
-                work.shrink(update, &whole(part.rank));
-                work.expand(update, &whole(widths[part.target]));
+                work.shrink(&update, &whole(part.rank));
+                work.expand(&update, &whole(widths[part.target]));
             }
         });
         return;
@@ -121,13 +124,13 @@ pub fn apply<'a>(
     split(parts, segments, RANKS_PER_ITEM, |part| part.rank, items);
     pool.run(items.len(), items.len().div_ceil(8 * pool.num_threads()), |range| {
         for item in &items[range] {
-            work.shrink(find(&parts[item.part]), item);
+            work.shrink(&find(&parts[item.part]), item);
         }
     });
     split(parts, segments, OUTPUTS_PER_ITEM, |part| widths[part.target], items);
     pool.run(items.len(), items.len().div_ceil(8 * pool.num_threads()), |range| {
         for item in &items[range] {
-            work.expand(find(&parts[item.part]), item);
+            work.expand(&find(&parts[item.part]), item);
         }
     });
 }
@@ -144,14 +147,14 @@ struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    fn shrink(&self, update: &LowRankUpdate, item: &Item) {
+    fn shrink(&self, update: &PlacedUpdate<'_>, item: &Item) {
         let part = &self.parts[item.part];
         let x = &self.x[self.segments[part.segment].start * self.num_inputs..];
         shrink(self.isa, update, x, item, part, self.shrunk);
     }
 
     /// After all of the part's rows were shrunk.
-    fn expand(&self, update: &LowRankUpdate, item: &Item) {
+    fn expand(&self, update: &PlacedUpdate<'_>, item: &Item) {
         let part = &self.parts[item.part];
         let rows = &self.segments[part.segment];
         // SAFETY: the part's shrunk rows are written; nobody writes them any more.
@@ -188,19 +191,22 @@ fn is_even(
 /// When shapes do not fit.
 pub fn add_embedding(
     isa: Isa,
-    update: &weft_types::EmbeddingUpdate,
+    update: &PlacedEmbedding<'_>,
     tokens: &[u32],
     out: &mut [f32],
+    scratch: &mut LoraScratch,
 ) {
-    let (rank, hidden) = (update.b.rows, update.b.cols);
-    assert_eq!((update.a.cols, out.len()), (rank, tokens.len() * hidden));
-    let mut t = Vec::with_capacity(tokens.len() * rank);
+    let (a, b) = (&update.a, &update.b);
+    let (rank, hidden) = (b.rows, b.cols);
+    assert_eq!((a.cols, out.len()), (rank, tokens.len() * hidden));
+    let t = &mut scratch.shrunk;
+    t.clear();
     for &token in tokens {
-        let row = (0..rank).map(|j| update.scale * element(&update.a, token as usize * rank + j));
-        t.extend(row);
+        let row = a.row(token as usize);
+        t.extend((0..rank).map(|j| update.scale * element(a.dtype, row, j)));
     }
     let item = Item { part: 0, rows: 0..tokens.len(), columns: 0..hidden };
-    expand(isa, &update.b, &t, 0, &item, DisjointMut::new(out));
+    expand(isa, b, t, 0, &item, DisjointMut::new(out));
 }
 
 /// Cuts each part into items of at most [`ROWS_PER_ITEM`] rows and `step` columns.
@@ -226,12 +232,14 @@ fn split(
     }
 }
 
-fn element(tensor: &AdapterTensor, index: usize) -> f32 {
-    let bytes = &tensor.data[index * tensor.dtype.size()..][..tensor.dtype.size()];
-    match tensor.dtype {
-        Dtype::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        Dtype::F16 => F16(u16::from_le_bytes([bytes[0], bytes[1]])).to_f32(),
-        Dtype::Bf16 => Bf16(u16::from_le_bytes([bytes[0], bytes[1]])).to_f32(),
+/// The `index`-th element of a row.
+fn element(dtype: Dtype, row: &[u8], index: usize) -> f32 {
+    let bytes = &row[index * dtype.size()..];
+    match dtype {
+        Dtype::F32 => f32::at(bytes),
+        Dtype::F16 => F16::at(bytes),
+        Dtype::Bf16 => Bf16::at(bytes),
+        Dtype::I8 => i8::at(bytes),
     }
 }
 

@@ -280,6 +280,15 @@ impl<'a, T> DisjointMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
+    /// `len` elements at `start`, without a borrow of those that are never accessed.
+    ///
+    /// # Safety
+    /// The memory is valid for `'a`, and elements accessed through the result are accessed through
+    /// nothing else meanwhile.
+    pub(crate) unsafe fn from_raw(start: *mut T, len: usize) -> Self {
+        Self { start, len, borrow: PhantomData }
+    }
+
     /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -25,6 +25,8 @@ pub(crate) trait Vector: Copy {
     fn load_f16(source: &[u8; 2 * LANES]) -> Self;
     /// From little-endian bfloat16.
     fn load_bf16(source: &[u8; 2 * LANES]) -> Self;
+    /// From signed bytes.
+    fn load_i8(source: &[u8; LANES]) -> Self;
     /// To memory.
     fn to_lanes(self) -> Lanes;
     /// One lane's `a * b + c`, with the same rounding.
@@ -75,6 +77,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn load_i8(source: &[u8; LANES]) -> Self {
+        Self(lanes_from(source, |bytes| f32::from(i8::from_le_bytes(bytes))))
+    }
+
+    #[inline(always)]
     fn to_lanes(self) -> Lanes {
         self.0
     }
@@ -106,11 +113,12 @@ pub(crate) use x86::{Avx2, Avx512};
 mod x86 {
     use super::{LANES, Lanes, Vector, exp};
     use std::arch::x86_64::{
-        __m128i, __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32,
-        _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps,
-        _mm256_slli_epi32, _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32,
-        _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_slli_epi32,
-        _mm512_storeu_ps,
+        __m128i, __m256, __m512, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_castsi256_ps,
+        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps, _mm256_slli_epi32,
+        _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
+        _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
+        _mm512_slli_epi32, _mm512_storeu_ps,
     };
 
     /// Two registers of AVX2 with FMA and F16C.
@@ -173,6 +181,19 @@ mod x86 {
                 Self([
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+                ])
+            }
+        }
+
+        #[inline(always)]
+        fn load_i8(source: &[u8; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let low = _mm_loadu_si128(source.as_ptr().cast());
+                let high = _mm_unpackhi_epi64(low, low);
+                Self([
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
+                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
                 ])
             }
         }
@@ -243,6 +264,15 @@ mod x86 {
             unsafe {
                 let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.as_ptr().cast()));
                 Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
+            }
+        }
+
+        #[inline(always)]
+        fn load_i8(source: &[u8; LANES]) -> Self {
+            // SAFETY: see above.
+            unsafe {
+                let bytes = _mm_loadu_si128(source.as_ptr().cast());
+                Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
             }
         }
 
@@ -318,6 +348,18 @@ impl Stored for Bf16 {
     }
 }
 
+impl Stored for i8 {
+    const SIZE: usize = 1;
+    #[inline(always)]
+    fn load<V: Vector>(bytes: &[u8]) -> V {
+        V::load_i8(first(bytes))
+    }
+    #[inline(always)]
+    fn at(bytes: &[u8]) -> f32 {
+        f32::from(Self::from_le_bytes(*first(bytes)))
+    }
+}
+
 /// Defines `fn $name(isa, args…)` that runs `$body::<V>(args…)` compiled for `isa`, with the
 /// [`Vector`] of that set.
 ///
@@ -353,20 +395,16 @@ mod tests {
     use super::*;
 
     multivector! {
-        fn widen(bytes: &[u8; 64], halves: &mut Lanes, bfloats: &mut Lanes, floats: &mut Lanes)
-            = widen_body
+        fn widen(bytes: &[u8; 64], lanes: &mut [Lanes; 4]) = widen_body
     }
 
     #[inline(always)]
-    fn widen_body<V: Vector>(
-        bytes: &[u8; 64],
-        halves: &mut Lanes,
-        bfloats: &mut Lanes,
-        floats: &mut Lanes,
-    ) {
+    fn widen_body<V: Vector>(bytes: &[u8; 64], lanes: &mut [Lanes; 4]) {
+        let [halves, bfloats, floats, integers] = lanes;
         *halves = F16::load::<V>(bytes).to_lanes();
         *bfloats = Bf16::load::<V>(bytes).to_lanes();
         *floats = f32::load::<V>(bytes).to_lanes();
+        *integers = i8::load::<V>(bytes).to_lanes();
     }
 
     #[test]
@@ -378,15 +416,16 @@ mod tests {
                 for (bytes, word) in bytes.as_chunks_mut().0.iter_mut().zip(words) {
                     *bytes = word.to_le_bytes();
                 }
-                let mut lanes = [[0.0; LANES]; 3];
-                let [halves, bfloats, floats] = &mut lanes;
-                widen(isa, &bytes, halves, bfloats, floats);
+                let mut lanes = [[0.0; LANES]; 4];
+                widen(isa, &bytes, &mut lanes);
+                let [halves, bfloats, floats, integers] = lanes;
                 for lane in 0..LANES {
                     let want = half::f16::from_bits(words[lane]);
                     if want.is_finite() {
                         assert_eq!(halves[lane].to_bits(), want.to_f32().to_bits(), "{isa}");
                     }
                     assert_eq!(bfloats[lane].to_bits(), u32::from(words[lane]) << 16, "{isa}");
+                    assert_eq!(integers[lane], f32::from(bytes[lane] as i8), "{isa}");
                     let (low, high) = (words[2 * lane], words[2 * lane + 1]);
                     let want = u32::from(high) << 16 | u32::from(low);
                     assert_eq!(floats[lane].to_bits(), want, "{isa}");

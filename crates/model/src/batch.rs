@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use weft_kernels::PlacedAdapter;
 use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::KvSlot;
-use weft_types::{BlockId, LoweredAdapter, TokenId};
+use weft_types::{BlockId, TokenId};
 
 /// Consecutive rows that share an adapter.
 #[derive(Clone, Debug)]
@@ -12,7 +13,7 @@ pub struct AdapterSegment {
     /// Which rows.
     pub rows: Range<usize>,
     /// `None` is the bare base.
-    pub adapter: Option<Arc<LoweredAdapter>>,
+    pub adapter: Option<Arc<PlacedAdapter>>,
 }
 
 /// T rows: tokens of several sequences, those of one sequence consecutive and in order, sequences

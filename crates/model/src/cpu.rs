@@ -10,9 +10,10 @@ use weft_kernels::matmul::{self, Input, Job};
 use weft_kernels::quantize::QuantizedRows;
 use weft_kernels::rope::RopeTable;
 use weft_kernels::{
-    Isa, KvCache, KvDtype, KvShape, PackedLinear, ThreadPool, activation, embedding, norm,
+    Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, ThreadPool, activation,
+    embedding, norm,
 };
-use weft_types::Site;
+use weft_types::{BlockId, Site};
 
 /// Rows of activations in single precision.
 #[derive(Debug)]
@@ -64,19 +65,22 @@ pub struct CpuDevice {
 }
 
 impl CpuDevice {
-    /// A device with a KV cache of `num_blocks` for sequences of at most `max_model_len`.
+    /// A device with its KV cache in `arena`, for sequences of at most `max_model_len`.
+    ///
+    /// # Panics
+    /// When a KV block is larger than a chunk of the arena.
     #[must_use]
     pub fn new(
         config: &ModelConfig,
         num_threads: usize,
         kv_dtype: KvDtype,
-        num_blocks: usize,
+        arena: Arena,
         max_model_len: usize,
     ) -> Self {
         Self {
             pool: ThreadPool::new(num_threads),
             isa: Isa::detect(),
-            cache: KvCache::new(kv_shape(config), kv_dtype, num_blocks),
+            cache: KvCache::new(kv_shape(config), kv_dtype, arena),
             rope: RopeTable::new(&config.rope.frequencies(), max_model_len, 1.0),
             quantized: QuantizedRows::default(),
             lora: LoraScratch::default(),
@@ -88,6 +92,15 @@ impl CpuDevice {
     #[must_use]
     pub fn pool(&self) -> &ThreadPool {
         &self.pool
+    }
+
+    /// Chunks of the arena for an adapter: no KV blocks until the result is dropped.
+    ///
+    /// # Panics
+    /// When a chunk does not exist or is lent already.
+    #[must_use]
+    pub fn lend(&mut self, chunks: &[BlockId]) -> LentChunks {
+        self.cache.lend(chunks)
     }
 }
 
@@ -115,11 +128,12 @@ impl Device for CpuDevice {
         let rows = out.set_rows(batch.num_rows());
         embedding::gather_rows_into(&self.pool, table, &batch.tokens, rows);
         for segment in &batch.segments {
-            let update = segment.adapter.as_ref().and_then(|adapter| adapter.embedding.as_ref());
+            let update = segment.adapter.as_ref().and_then(|adapter| adapter.embedding());
             if let Some(update) = update {
                 let range = segment.rows.start * width..segment.rows.end * width;
                 let tokens = &batch.tokens[segment.rows.clone()];
-                lora::add_embedding(self.isa, update, tokens, &mut out.data[range]);
+                let out = &mut out.data[range];
+                lora::add_embedding(self.isa, &update, tokens, out, &mut self.lora);
             }
         }
     }

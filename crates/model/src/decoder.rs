@@ -25,6 +25,8 @@ pub struct Decoder<D: Device> {
     device: D,
     max_logit_rows: usize,
     buffers: Buffers<D::Tensor>,
+    /// Memory for the segments of a [`Self::logits`] call; empty between calls.
+    head_segments: Vec<AdapterSegment>,
 }
 
 #[derive(Debug)]
@@ -70,7 +72,8 @@ impl<D: Device> Decoder<D> {
             head_input: device.tensor(max_logit_rows, spec.hidden_size),
             logits: device.tensor(max_logit_rows, spec.vocab_size),
         };
-        Self { config, weights, device, max_logit_rows, buffers }
+        let head_segments = Vec::new();
+        Self { config, weights, device, max_logit_rows, buffers, head_segments }
     }
 
     /// What the model is.
@@ -81,6 +84,11 @@ impl<D: Device> Decoder<D> {
     /// The device.
     pub fn device(&self) -> &D {
         &self.device
+    }
+
+    /// The device, to change what it holds.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
     }
 
     /// How many rows one [`Self::logits`] call may have.
@@ -118,22 +126,22 @@ impl<D: Device> Decoder<D> {
     /// for the caller to scribble on; and the device, to work on them.
     pub fn logits(&mut self, batch: &ForwardBatch, range: Range<usize>) -> (&mut D::Tensor, &D) {
         assert!(range.len() <= self.max_logit_rows);
-        let segments: Vec<AdapterSegment> = batch
-            .logit_segments
-            .iter()
-            .filter_map(|segment| {
-                let start = segment.rows.start.max(range.start);
-                let end = segment.rows.end.min(range.end);
-                let rows = start.checked_sub(range.start)?..end.checked_sub(range.start)?;
-                (start < end).then(|| AdapterSegment { rows, adapter: segment.adapter.clone() })
-            })
-            .collect();
+        let mut segments = std::mem::take(&mut self.head_segments);
+        for AdapterSegment { rows, adapter } in &batch.logit_segments {
+            let (start, end) = (rows.start.max(range.start), rows.end.min(range.end));
+            if start < end {
+                let rows = start - range.start..end - range.start;
+                segments.push(AdapterSegment { rows, adapter: adapter.clone() });
+            }
+        }
         let Buffers { picked, head_input, logits, .. } = &mut self.buffers;
         self.device.slice(picked, range, head_input);
         let weight = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding);
         let projection =
             Projection { weight, bias: None, site: Site::LmHead, accumulate: false, out: logits };
         self.device.project(head_input, &segments, &mut [projection]);
+        segments.clear();
+        self.head_segments = segments;
         (logits, &self.device)
     }
 

@@ -1,59 +1,19 @@
 //! The executor: a decoder on the CPU device, and the sampling state of the live sequences.
 
+use crate::copier::Copier;
+use crate::layout::{RunnerConfig, RunnerError};
 use crate::logprobs;
-use crate::prepare::{LogitRow, Prepared};
+use crate::prepare::{LogitRow, PlacedAdapters, Prepared};
 use crate::sampler::{self, Drawn};
 use crate::sequence::SequenceState;
-use rustc_hash::FxHashMap;
-use weft_kernels::KvDtype;
-use weft_kernels::kv::BLOCK_SIZE;
-use weft_kernels::weight::Format;
-use weft_model::cpu::kv_shape;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::sync::Arc;
+use weft_kernels::Arena;
 use weft_model::{CpuDevice, Decoder, LoadedModel};
 use weft_types::{
-    ExecuteError, Executor, ExecutorLimits, SeqId, SequenceOutput, SequenceSpec, StepOutput,
-    StepPlan, TokenLogprobs,
+    AdapterId, AdapterLoad, AdapterRef, ExecuteError, Executor, ExecutorLimits, PackedAdapter,
+    SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenLogprobs,
 };
-
-/// How much the executor may hold.
-#[derive(Clone, Debug)]
-pub struct RunnerConfig {
-    /// Bytes for the KV cache.
-    pub memory_bytes: usize,
-    /// The longest sequence.
-    pub max_model_len: usize,
-    /// Sequences of one step.
-    pub max_num_seqs: usize,
-    /// Tokens of one step.
-    pub max_num_batched_tokens: usize,
-    /// `None`: single precision under an F32 model, else half.
-    pub kv_dtype: Option<KvDtype>,
-    /// Threads; 0 is one per core.
-    pub num_threads: usize,
-}
-
-/// Why an executor could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum RunnerError {
-    /// The cache would not hold one sequence.
-    #[error(
-        "--memory of {memory_bytes} bytes holds the KV cache of {num_tokens} tokens, less than one \
-         sequence of --max-model-len {max_model_len}; raise the one to {needed_bytes} or lower the other"
-    )]
-    MemoryTooSmall {
-        /// What was given.
-        memory_bytes: usize,
-        /// What it would hold.
-        num_tokens: usize,
-        /// What one sequence needs at most.
-        max_model_len: usize,
-        /// For that many.
-        needed_bytes: usize,
-    },
-    /// A limit is zero.
-    #[error("{0} must be at least 1")]
-    Zero(&'static str),
-}
 
 /// Rows of one pass over the output head.
 const MAX_LOGIT_ROWS: usize = 64;
@@ -64,6 +24,10 @@ pub struct CpuExecutor {
     decoder: Decoder<CpuDevice>,
     limits: ExecutorLimits,
     sequences: FxHashMap<SeqId, SequenceState>,
+    adapters: PlacedAdapters,
+    copier: Copier,
+    /// Adapters unloaded before their copies ended.
+    unwanted: FxHashSet<AdapterId>,
     prepared: Prepared,
     picked: Vec<Picked>,
 }
@@ -77,62 +41,62 @@ struct Picked {
 }
 
 impl CpuExecutor {
-    /// Makes the cache and the threads.
+    /// Makes the memory pool and the threads.
     ///
     /// # Errors
     /// When the limits contradict each other.
     pub fn new(model: LoadedModel, config: &RunnerConfig) -> Result<Self, RunnerError> {
-        for (name, value) in [
-            ("--max-model-len", config.max_model_len),
-            ("--max-num-seqs", config.max_num_seqs),
-            ("--max-num-batched-tokens", config.max_num_batched_tokens),
-        ] {
-            if value == 0 {
-                return Err(RunnerError::Zero(name));
-            }
-        }
-        let kv_dtype = config.kv_dtype.unwrap_or(match model.weights.embedding.format() {
-            Format::F32 => KvDtype::F32,
-            _ => KvDtype::F16,
-        });
-        let block_bytes = kv_shape(&model.config).block_bytes(kv_dtype);
-        let num_blocks = config.memory_bytes / block_bytes;
-        let needed = config.max_model_len.div_ceil(BLOCK_SIZE);
-        if num_blocks < needed {
-            return Err(RunnerError::MemoryTooSmall {
-                memory_bytes: config.memory_bytes,
-                num_tokens: num_blocks * BLOCK_SIZE,
-                max_model_len: config.max_model_len,
-                needed_bytes: needed * block_bytes,
-            });
-        }
+        let limits = config.limits(&model)?;
         let num_threads = match config.num_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
         };
-        let device =
-            CpuDevice::new(&model.config, num_threads, kv_dtype, num_blocks, config.max_model_len);
+        let device = CpuDevice::new(
+            &model.config,
+            num_threads,
+            config.kv_dtype(&model),
+            Arena::new(limits.num_blocks, limits.chunk_bytes),
+            limits.max_model_len,
+        );
         let decoder = Decoder::new(
             model.config,
             model.weights,
             device,
-            config.max_num_batched_tokens,
-            config.max_num_seqs.min(MAX_LOGIT_ROWS),
+            limits.max_num_batched_tokens,
+            limits.max_num_seqs.min(MAX_LOGIT_ROWS),
         );
-        let limits = ExecutorLimits {
-            block_size: BLOCK_SIZE,
-            num_blocks,
-            max_model_len: config.max_model_len,
-            max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
-        };
         Ok(Self {
             decoder,
             limits,
             sequences: FxHashMap::default(),
+            adapters: PlacedAdapters::default(),
+            copier: Copier::start().map_err(RunnerError::Thread)?,
+            unwanted: FxHashSet::default(),
             prepared: Prepared::default(),
             picked: Vec::new(),
         })
+    }
+
+    /// Whether all that is planned was announced and is on the device.
+    fn check(&self, plan: &StepPlan) -> Result<(), ExecuteError> {
+        for planned in &plan.sequences {
+            let message = match self.sequences.get(&planned.seq) {
+                None => format!("{:?} was planned but never announced", planned.seq),
+                Some(state) => match state.spec.adapter {
+                    Some(adapter) if !self.is_placed(adapter) => {
+                        format!("the adapter {} is not on the device", adapter.content_hash)
+                    }
+                    _ => continue,
+                },
+            };
+            return Err(ExecuteError { message });
+        }
+        Ok(())
+    }
+
+    fn is_placed(&self, adapter: AdapterRef) -> bool {
+        let placed = self.adapters.get(&adapter.id);
+        placed.is_some_and(|placed| placed.packed().content_hash == adapter.content_hash)
     }
 
     /// Reads what is wanted of the rows `range` of the batch's logits.
@@ -172,6 +136,29 @@ impl Executor for CpuExecutor {
         self.limits.clone()
     }
 
+    fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
+        let chunks = self.decoder.device_mut().lend(&load.chunks);
+        self.copier.load(load.adapter, adapter, chunks);
+    }
+
+    fn finished_loads(&mut self, finished: &mut Vec<AdapterId>) {
+        while let Some((id, adapter)) = self.copier.next_placed() {
+            if !self.unwanted.remove(&id) {
+                self.adapters.insert(id, Arc::new(adapter));
+                finished.push(id);
+            }
+        }
+    }
+
+    fn unload_adapter(&mut self, adapter: AdapterId) {
+        // A step that failed midway may have left its batch.
+        self.prepared.clear();
+        if self.adapters.remove(&adapter).is_none() {
+            debug_assert!(false, "{adapter:?} is not on the device");
+            self.unwanted.insert(adapter);
+        }
+    }
+
     fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec) {
         self.sequences.insert(seq, SequenceState::new(spec));
     }
@@ -183,14 +170,9 @@ impl Executor for CpuExecutor {
     fn execute(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), ExecuteError> {
         output.sequences.clear();
         output.sequences.resize_with(plan.sequences.len(), SequenceOutput::default);
-        if let Some(unknown) =
-            plan.sequences.iter().find(|planned| !self.sequences.contains_key(&planned.seq))
-        {
-            let message = format!("{:?} was planned but never announced", unknown.seq);
-            return Err(ExecuteError { message });
-        }
+        self.check(plan)?;
         let shape = self.decoder.attention_shape(0);
-        self.prepared.fill(plan, &self.sequences, &shape);
+        self.prepared.fill(plan, &self.sequences, &self.adapters, &shape);
         self.decoder.forward(&self.prepared.batch);
 
         let num_rows = self.prepared.logit_rows.len();
@@ -213,6 +195,7 @@ impl Executor for CpuExecutor {
                 }
             }
         }
+        self.prepared.clear();
         Ok(())
     }
 }

@@ -1,10 +1,12 @@
 //! Turns a [`weft_types::StepPlan`] into a [`weft_types::StepOutput`] with a real model.
 //!
-//! [`executor`] owns the model and the sequences' sampling state; each step it asks [`prepare`] for
-//! a flat batch, the decoder for logits, and [`sampler`] for tokens. Knows no queue, no clock and
-//! no text.
+//! [`executor`] owns the model and the sequences' sampling state; each step it asks `prepare` for
+//! a flat batch, the decoder for logits, and [`sampler`] for tokens, while `copier` brings adapters
+//! to the device. Knows no queue, no clock and no text.
 
+mod copier;
 pub mod executor;
+mod layout;
 mod logprobs;
 mod penalties;
 mod prepare;
@@ -12,4 +14,5 @@ mod rng;
 pub mod sampler;
 mod sequence;
 
-pub use executor::{CpuExecutor, RunnerConfig, RunnerError};
+pub use executor::CpuExecutor;
+pub use layout::{RunnerConfig, RunnerError, pool_layout};

@@ -3,10 +3,14 @@
 use crate::sequence::SequenceState;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
+use weft_kernels::PlacedAdapter;
 use weft_kernels::attention::{AttentionItem, AttentionShape};
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
 use weft_model::{AdapterSegment, ForwardBatch};
-use weft_types::{LoweredAdapter, PlannedSequence, SeqId, StepPlan};
+use weft_types::{AdapterId, PlannedSequence, SeqId, StepPlan};
+
+/// The adapters on the device.
+pub(crate) type PlacedAdapters = FxHashMap<AdapterId, Arc<PlacedAdapter>>;
 
 /// What is wanted of one row of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,19 +35,23 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    /// Lays out the step. Every planned sequence is in `sequences`.
+    /// Lays out the step. Every planned sequence is in `sequences`, its adapter in `adapters`.
     pub(crate) fn fill(
         &mut self,
         plan: &StepPlan,
         sequences: &FxHashMap<SeqId, SequenceState>,
+        adapters: &PlacedAdapters,
         shape: &AttentionShape,
     ) {
-        self.batch.clear();
-        self.logit_rows.clear();
+        self.clear();
         self.order.clear();
         self.order.extend(0..plan.sequences.len());
-        let adapter = |index: usize| sequences[&plan.sequences[index].seq].spec.adapter.as_ref();
-        self.order.sort_by_key(|&index| adapter(index).map(|adapter| adapter.content_hash));
+        let adapter = |index: usize| {
+            let adapter = sequences[&plan.sequences[index].seq].spec.adapter;
+            adapter.map(|adapter| adapter.id)
+        };
+        // By the order of scheduling within an adapter; a stable sort may allocate.
+        self.order.sort_unstable_by_key(|&index| (adapter(index), index));
         self.batch.block_tables.extend_from_slice(&plan.block_tables);
         for index in 0..self.order.len() {
             let planned = self.order[index];
@@ -51,10 +59,16 @@ impl Prepared {
             self.push_rows(plan, sequence, shape);
             let state = &sequences[&sequence.seq];
             let num_logits = self.push_logit_rows(planned, sequence, state);
-            let adapter = state.spec.adapter.as_ref();
+            let adapter = state.spec.adapter.map(|adapter| &adapters[&adapter.id]);
             push_segment(&mut self.batch.segments, sequence.tokens.len(), adapter);
             push_segment(&mut self.batch.logit_segments, num_logits, adapter);
         }
+    }
+
+    /// Lets go of the adapters of the last step, and keeps the memory.
+    pub(crate) fn clear(&mut self) {
+        self.batch.clear();
+        self.logit_rows.clear();
     }
 
     fn push_rows(&mut self, plan: &StepPlan, sequence: &PlannedSequence, shape: &AttentionShape) {
@@ -106,7 +120,7 @@ impl Prepared {
 fn push_segment(
     segments: &mut Vec<AdapterSegment>,
     num_rows: usize,
-    adapter: Option<&Arc<LoweredAdapter>>,
+    adapter: Option<&Arc<PlacedAdapter>>,
 ) {
     if num_rows == 0 {
         return;
@@ -118,6 +132,6 @@ fn push_segment(
     }
 }
 
-fn same(a: Option<&Arc<LoweredAdapter>>, b: Option<&Arc<LoweredAdapter>>) -> bool {
-    a.map(|adapter| adapter.content_hash) == b.map(|adapter| adapter.content_hash)
+fn same(a: Option<&Arc<PlacedAdapter>>, b: Option<&Arc<PlacedAdapter>>) -> bool {
+    a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
 }

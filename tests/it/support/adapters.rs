@@ -1,9 +1,12 @@
-//! Random adapters in lowered form.
+//! Random adapters in lowered form, and adapters on a device.
 
 use super::noise;
 use std::sync::Arc;
+use weft_kernels::PlacedAdapter;
+use weft_model::CpuDevice;
 use weft_types::{
-    AdapterTensor, BaseModelSpec, ContentHash, Dtype, LowRankUpdate, LoweredAdapter, Module, Site,
+    AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype, LowRankUpdate, LoweredAdapter,
+    Module, PackedAdapter, Site,
 };
 
 /// An adapter of `rank` on all seven linears of every layer, large enough to change the output.
@@ -14,6 +17,7 @@ pub(crate) fn random_adapter(spec: &BaseModelSpec, rank: usize, seed: u64) -> Ar
         rows,
         cols,
         data: (0..rows * cols).flat_map(|_| (next() * size).to_le_bytes()).collect(),
+        row_scales: None,
     };
     let mut low_rank = Vec::new();
     for layer in 0..spec.num_layers as u32 {
@@ -31,4 +35,15 @@ pub(crate) fn random_adapter(spec: &BaseModelSpec, rank: usize, seed: u64) -> Ar
     content_hash.0[..8].copy_from_slice(&seed.to_le_bytes());
     content_hash.0[8..16].copy_from_slice(&(rank as u64).to_le_bytes());
     Arc::new(LoweredAdapter { content_hash, low_rank, embedding: None })
+}
+
+/// Copies an adapter to the chunks of a device from `first_chunk` on.
+pub(crate) fn place(
+    device: &mut CpuDevice,
+    packed: PackedAdapter,
+    first_chunk: usize,
+) -> Arc<PlacedAdapter> {
+    let chunks: Vec<BlockId> =
+        (first_chunk..first_chunk + packed.num_chunks()).map(|i| BlockId(i as u32)).collect();
+    Arc::new(PlacedAdapter::copy(Arc::new(packed), device.lend(&chunks)))
 }

@@ -1,11 +1,13 @@
 //! Logits of every position of one sequence, straight from the decoder.
 
+use super::adapters::place;
 use std::sync::Arc;
-use weft_kernels::KvDtype;
 use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
+use weft_kernels::{Arena, KvDtype};
 use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
-use weft_types::{BlockId, LoweredAdapter, TokenId};
+use weft_runner::pool_layout;
+use weft_types::{BlockId, LoweredAdapter, PackedAdapter, TokenId};
 
 /// `[T, vocab]` of `tokens`, computed in one chunk with a single-precision cache.
 pub(crate) fn all_logits(
@@ -15,11 +17,16 @@ pub(crate) fn all_logits(
 ) -> Vec<f32> {
     let num_rows = tokens.len();
     let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
-    let device = CpuDevice::new(&model.config, 2, KvDtype::F32, num_blocks, num_rows);
+    let chunk_bytes = pool_layout(&model.config, KvDtype::F32);
+    let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes).unwrap());
+    let num_chunks = packed.as_ref().map_or(0, PackedAdapter::num_chunks);
+    let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
+    let mut device = CpuDevice::new(&model.config, 2, KvDtype::F32, arena, num_rows);
+    let adapter = packed.map(|packed| place(&mut device, packed, num_blocks));
     let weights = Arc::clone(&model.weights);
     let mut decoder = Decoder::new(model.config.clone(), weights, device, num_rows, num_rows);
     let step = decoder.attention_shape(0).rows_per_item();
-    let segment = || vec![AdapterSegment { rows: 0..num_rows, adapter: adapter.cloned() }];
+    let segment = || vec![AdapterSegment { rows: 0..num_rows, adapter: adapter.clone() }];
     let batch = ForwardBatch {
         tokens: tokens.to_vec(),
         positions: (0..num_rows as u32).collect(),

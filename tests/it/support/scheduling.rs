@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use weft_kernels::KvDtype;
 use weft_model::LoadedModel;
-use weft_runner::{CpuExecutor, RunnerConfig};
-use weft_scheduler::{NewSequence, Scheduler, SchedulerConfig};
+use weft_runner::{CpuExecutor, RunnerConfig, pool_layout};
+use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig};
 use weft_types::{
-    Executor, LoweredAdapter, SamplingParams, SeqId, SequenceSpec, StepOutput, StepPlan,
-    StopConditions, TokenEvent, TokenId,
+    AdapterId, AdapterRef, Executor, LoweredAdapter, PackedAdapter, SamplingParams, SeqId,
+    SequenceSpec, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId,
 };
 
 /// One request.
@@ -51,39 +52,61 @@ impl Default for Setup {
 
 /// Runs all requests to their end. Returns their answers and the number of preemptions.
 pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
-    let block_bytes =
-        weft_model::cpu::kv_shape(&model.config).block_bytes(weft_kernels::KvDtype::F16);
+    let chunk_bytes = pool_layout(&model.config, KvDtype::F16);
     let mut executor = CpuExecutor::new(
         model.clone(),
         &RunnerConfig {
-            memory_bytes: setup.num_blocks * block_bytes,
+            memory_bytes: setup.num_blocks * chunk_bytes,
             max_model_len: (setup.num_blocks * 16).min(256),
             max_num_seqs: 64,
             max_num_batched_tokens: setup.max_num_batched_tokens,
-            kv_dtype: Some(weft_kernels::KvDtype::F16),
+            kv_dtype: Some(KvDtype::F16),
             num_threads: setup.num_threads,
         },
     )
     .unwrap();
-    let limits = executor.limits();
     let mut scheduler = Scheduler::new(SchedulerConfig {
-        limits,
         enable_prefix_caching: setup.enable_prefix_caching,
+        ..SchedulerConfig::new(executor.limits())
     });
-    let (mut plan, mut output, mut events) =
-        (StepPlan::default(), StepOutput::default(), Vec::new());
+    let packed: Vec<Option<Arc<PackedAdapter>>> = requests
+        .iter()
+        .map(|request| {
+            let adapter = request.adapter.as_ref()?;
+            Some(Arc::new(PackedAdapter::pack(adapter, chunk_bytes).unwrap()))
+        })
+        .collect();
+    // Under the numbers that the scheduler gave them.
+    let mut adapters: HashMap<AdapterId, Arc<PackedAdapter>> = HashMap::new();
+    let (mut plan, mut output, mut events, mut loaded) =
+        (StepPlan::default(), StepOutput::default(), Vec::new(), Vec::new());
     let mut answers: HashMap<SeqId, Answer> = HashMap::new();
     let mut num_finished = 0;
     for step in 0.. {
-        assert!(step < 10_000, "requests do not end");
+        assert!(step < 100_000, "requests do not end");
         for (index, request) in requests.iter().enumerate().filter(|(_, r)| r.arrival == step) {
             let id = SeqId(index as u64);
-            executor.add_sequence(id, spec(request));
-            scheduler.add(new_sequence(id, request)).unwrap();
+            let packed = packed[index].as_ref();
+            let adapter = scheduler.add(new_sequence(id, request, packed)).unwrap();
+            if let (Some(adapter), Some(packed)) = (adapter, packed) {
+                adapters.insert(adapter, Arc::clone(packed));
+            }
+            let adapter = adapter
+                .zip(packed)
+                .map(|(id, packed)| AdapterRef { id, content_hash: packed.content_hash });
+            executor.add_sequence(id, spec(request, adapter));
         }
-        plan.clear();
+        executor.finished_loads(&mut loaded);
+        loaded.drain(..).for_each(|adapter| scheduler.adapter_loaded(adapter));
         scheduler.plan(&mut plan);
-        if !plan.is_empty() {
+        plan.evictions.iter().for_each(|&adapter| executor.unload_adapter(adapter));
+        for load in &plan.loads {
+            executor.load_adapter(load, Arc::clone(&adapters[&load.adapter]));
+        }
+        if plan.is_empty() {
+            // All that is left may wait for copies.
+            std::thread::yield_now();
+        } else {
             executor.execute(&plan, &mut output).unwrap();
             scheduler.commit(&plan, &mut output, &mut events);
         }
@@ -104,7 +127,7 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
                     executor.remove_sequence(event.seq);
                     num_finished += 1;
                 }
-                TokenEvent::Failed(error) => panic!("{error}"),
+                other => panic!("{other:?}"),
             }
         }
         if num_finished == requests.len() {
@@ -116,22 +139,29 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
     (answers, scheduler.counters().num_preemptions)
 }
 
-fn spec(request: &Request) -> SequenceSpec {
+fn spec(request: &Request, adapter: Option<AdapterRef>) -> SequenceSpec {
     SequenceSpec {
         prompt: request.prompt.as_slice().into(),
         sampling: request.sampling.clone(),
         stop_token_ids: Vec::new(),
         min_tokens: 0,
-        adapter: request.adapter.clone(),
+        adapter,
     }
 }
 
-fn new_sequence(id: SeqId, request: &Request) -> NewSequence {
+fn new_sequence(id: SeqId, request: &Request, packed: Option<&Arc<PackedAdapter>>) -> NewSequence {
     NewSequence {
         id,
         prompt: request.prompt.as_slice().into(),
         stop: StopConditions { max_tokens: request.max_tokens, ..Default::default() },
-        adapter: request.adapter.as_ref().map(|adapter| adapter.content_hash),
+        adapter: packed.map(|packed| AdapterSpec {
+            hash: packed.content_hash,
+            num_chunks: packed.num_chunks(),
+            rank: packed.max_rank(),
+        }),
+        tenant: "".into(),
+        priority: 0,
+        deadline_ms: None,
         cache_salt: None,
         uses_cache: request.sampling.prompt_logprobs.is_none(),
     }

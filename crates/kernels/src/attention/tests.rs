@@ -1,6 +1,7 @@
 //! Against a double-precision reference over the whole context, and against itself chunked.
 
 use super::*;
+use crate::arena::Arena;
 use crate::kv::{BLOCK_SIZE, KvDtype, KvShape, KvSlot};
 
 struct Case {
@@ -44,7 +45,9 @@ impl Case {
         };
         let num_blocks = self.len.div_ceil(BLOCK_SIZE);
         let blocks: Vec<BlockId> = (0..num_blocks as u32).rev().map(BlockId).collect();
-        let mut cache = KvCache::new(shape, dtype, num_blocks);
+        // A chunk may be larger than a block.
+        let chunk_bytes = shape.block_bytes(dtype).next_multiple_of(64) + 64;
+        let mut cache = KvCache::new(shape, dtype, Arena::new(num_blocks, chunk_bytes));
         let pool = ThreadPool::new(2);
         let slot =
             |t: usize| KvSlot { block: blocks[t / BLOCK_SIZE], offset: (t % BLOCK_SIZE) as u32 };

@@ -1,23 +1,25 @@
 //! `y[t,c] += Σ_j t[t,j] B[j,c]`   t:[T,r] B:[r,N] y:[T,N]
 //!
-//! Lanes run over c; ranks are summed in order, whatever rows and columns are computed beside.
+//! Lanes run over c; ranks are summed in order, whatever rows and columns are computed beside and
+//! in however many runs B lies.
 
 use super::Item;
+use super::placed::PlacedMatrix;
 use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector};
-use weft_types::{AdapterTensor, Dtype};
+use weft_types::Dtype;
 
 multivector! {
     /// Adds to the columns `item.columns` of `item.rows`; t starts at the segment's first row,
     /// which is row `first_row` of `out`.
-    pub(super) fn expand<'a>(b: &AdapterTensor, t: &[f32], first_row: usize, item: &Item, out: DisjointMut<'a, f32>)
+    pub(super) fn expand<'a>(b: &PlacedMatrix<'_>, t: &[f32], first_row: usize, item: &Item, out: DisjointMut<'a, f32>)
         = expand_body
 }
 
 #[inline(always)]
 fn expand_body<V: Vector>(
-    b: &AdapterTensor,
+    b: &PlacedMatrix<'_>,
     t: &[f32],
     first_row: usize,
     item: &Item,
@@ -28,12 +30,13 @@ fn expand_body<V: Vector>(
         Dtype::F32 => expand.run::<f32, V>(),
         Dtype::F16 => expand.run::<F16, V>(),
         Dtype::Bf16 => expand.run::<Bf16, V>(),
+        Dtype::I8 => expand.run::<i8, V>(),
     }
 }
 
 #[derive(Clone, Copy)]
 struct Expand<'a> {
-    b: &'a AdapterTensor,
+    b: &'a PlacedMatrix<'a>,
     t: &'a [f32],
     first_row: usize,
     item: &'a Item,
@@ -76,9 +79,12 @@ impl Expand<'_> {
             let t = &self.t[(row + i) * self.b.rows..][..self.b.rows];
             for (column, out) in rest.clone().zip(self.out_row(row + i, rest)) {
                 let mut acc = 0.0;
-                for (j, &t) in t.iter().enumerate() {
-                    let b = T::at(&self.b.data[(j * self.b.cols + column) * T::SIZE..]);
-                    acc = V::scalar_mul_add(t, b, acc);
+                for index in 0..self.b.num_runs() {
+                    let run = self.b.run(index);
+                    for (j, &t) in t[run.rows()].iter().enumerate() {
+                        let b = T::at(&run.bytes[(j * self.b.cols + column) * T::SIZE..]);
+                        acc = V::scalar_mul_add(t, b, acc);
+                    }
                 }
                 *out += acc;
             }
@@ -110,16 +116,19 @@ impl Expand<'_> {
             t[i] = &self.t[(row + i) * rank..(row + i + 1) * rank];
         }
         let mut acc = [[V::splat(0.0); WIDTH]; ROWS];
-        for j in 0..rank {
-            let b = &self.b.data[(j * num_outputs + column) * T::SIZE..];
-            let mut columns = [V::splat(0.0); WIDTH];
-            for w in 0..WIDTH {
-                columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);
-            }
-            for i in 0..ROWS {
-                let t = V::splat(t[i][j]);
+        for index in 0..self.b.num_runs() {
+            let run = self.b.run(index);
+            for j in run.first..run.end {
+                let b = &run.bytes[((j - run.first) * num_outputs + column) * T::SIZE..];
+                let mut columns = [V::splat(0.0); WIDTH];
                 for w in 0..WIDTH {
-                    acc[i][w] = t.mul_add(columns[w], acc[i][w]);
+                    columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);
+                }
+                for i in 0..ROWS {
+                    let t = V::splat(t[i][j]);
+                    for w in 0..WIDTH {
+                        acc[i][w] = t.mul_add(columns[w], acc[i][w]);
+                    }
                 }
             }
         }

@@ -1,23 +1,23 @@
-//! `t[t,j] = s · Σ_k x[t,k] A[j,k]`   x:[T,K] A:[r,K] t:[T,r]
+//! `t[t,j] = s[j] · Σ_k x[t,k] A[j,k]`   x:[T,K] s:[r] A:[r,K] t:[T,r]
 //!
 //! Lanes run over k; a dot product's sums and their order do not depend on the rows or ranks that
 //! are computed beside it.
 
-use super::{Item, Part};
+use super::{Item, Part, PlacedUpdate};
 use crate::lanes::{Bf16, F16, LANES, sum_lanes};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector};
-use weft_types::{Dtype, LowRankUpdate};
+use weft_types::Dtype;
 
 multivector! {
     /// Computes the ranks `item.columns` of `item.rows`; x starts at the segment's first row.
-    pub(super) fn shrink<'a>(update: &LowRankUpdate, x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
+    pub(super) fn shrink<'a>(update: &PlacedUpdate<'_>, x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
         = shrink_body
 }
 
 #[inline(always)]
 fn shrink_body<V: Vector>(
-    update: &LowRankUpdate,
+    update: &PlacedUpdate<'_>,
     x: &[f32],
     item: &Item,
     part: &Part,
@@ -28,12 +28,13 @@ fn shrink_body<V: Vector>(
         Dtype::F32 => shrink.run::<f32, V>(),
         Dtype::F16 => shrink.run::<F16, V>(),
         Dtype::Bf16 => shrink.run::<Bf16, V>(),
+        Dtype::I8 => shrink.run::<i8, V>(),
     }
 }
 
 #[derive(Clone, Copy)]
 struct Shrink<'a> {
-    update: &'a LowRankUpdate,
+    update: &'a PlacedUpdate<'a>,
     x: &'a [f32],
     item: &'a Item,
     part: &'a Part,
@@ -85,10 +86,9 @@ impl Shrink<'_> {
         for i in 0..ROWS {
             x[i] = &self.x[(row + i) * num_inputs..(row + i + 1) * num_inputs];
         }
-        let row_bytes = num_inputs * T::SIZE;
         let mut a: [&[u8]; RANKS] = [&[]; RANKS];
         for j in 0..RANKS {
-            a[j] = &self.update.a.data[(rank + j) * row_bytes..(rank + j + 1) * row_bytes];
+            a[j] = self.update.a.row(rank + j);
         }
         let mut acc = [[V::splat(0.0); RANKS]; ROWS];
         let mut k = 0;
@@ -114,7 +114,9 @@ impl Shrink<'_> {
                 }
                 let index = self.part.start + (row + i) * self.part.rank + rank + j;
                 // SAFETY: items are disjoint in rows and ranks.
-                unsafe { self.shrunk.write(index, self.update.scale * sum_lanes(lanes)) };
+                unsafe {
+                    self.shrunk.write(index, self.update.scales[rank + j] * sum_lanes(lanes))
+                };
             }
         }
     }

@@ -207,6 +207,7 @@ fn code_bytes(format: Format) -> usize {
 /// # Safety
 /// The machine has AVX-512 F; [`TileRegisters`] are configured; `unpacked` and `blocks` hold the
 /// tile; `x` has room for sixteen rows from `first`.
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 unsafe fn block(
     format: Format,
     blocks: &[u8],
@@ -259,6 +260,7 @@ macro_rules! for_each_row {
 /// # Safety
 /// As [`block`].
 #[target_feature(enable = "avx512f")]
+#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
     blocks: &[u8],
     next: &[u8],

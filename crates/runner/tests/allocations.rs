@@ -1,0 +1,91 @@
+//! A step of a steady decode allocates nothing.
+
+#![expect(unsafe_code, reason = "an allocator that counts")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use support::{adapter, announce, executor, load, model, plan_decode, reference};
+use weft_runner::CpuExecutor;
+use weft_types::{AdapterId, BaseModelSpec, Executor, StepOutput, StepPlan, TokenId};
+
+struct Counting;
+
+thread_local! {
+    static NUM_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn count() {
+    NUM_ALLOCATIONS.set(NUM_ALLOCATIONS.get() + 1);
+}
+
+// SAFETY: the system's allocator, called as this one is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) };
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
+    for path in ["models/tiny-llama", "gguf/tiny-mixed.gguf"] {
+        let model = model(path);
+        // On one thread all work is the calling thread's.
+        for num_threads in [1, 2] {
+            let executor = executor(&model, num_threads);
+            let counts = count_steps(executor, model.spec());
+            assert!(counts[0] > 0, "the first step makes its buffers");
+            assert!(counts[2..].iter().all(|&count| count == 0), "{path}: {counts:?}");
+        }
+    }
+}
+
+/// Allocations of each of 32 steps.
+fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
+    let mut first_chunk = 32;
+    let ranks = [3, 8, 16, 40];
+    for (id, rank) in (0..).zip(ranks) {
+        first_chunk = load(&mut executor, AdapterId(id), &adapter(spec, rank), first_chunk);
+    }
+    let mut tokens: Vec<TokenId> = (1..=16).collect();
+    for seq in 0..16 {
+        let id = seq as usize % ranks.len();
+        announce(&mut executor, seq, Some(reference(id as u32, ranks[id])));
+    }
+    let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
+    let mut counts = Vec::new();
+    for position in 0..32 {
+        plan_decode(&mut plan, &tokens, position);
+        let before = NUM_ALLOCATIONS.get();
+        executor.execute(&plan, &mut output).unwrap();
+        counts.push(NUM_ALLOCATIONS.get() - before);
+        for (token, output) in tokens.iter_mut().zip(&output.sequences) {
+            *token = output.token.unwrap();
+        }
+    }
+    counts
+}
