@@ -25,5 +25,6 @@ pub mod pull;
 pub mod run;
 pub mod serve;
 pub mod signals;
+pub mod simulate;
 pub mod size;
 pub mod text_side;

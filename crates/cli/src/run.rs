@@ -9,7 +9,7 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{bench, check, inspect, serve};
+use crate::{bench, check, inspect, serve, simulate};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
