@@ -7,8 +7,9 @@ use weft_types::{AdapterId, StepPlan};
 
 /// Waiting sequences that a step looks at: how far ahead adapters are fetched.
 const LOOK_AHEAD: usize = 64;
-/// Chunks that may be on their way to the device at once, as a share of all: 1 in so many.
-const LOADING_SHARE: usize = 4;
+/// Chunks of adapters that are loaded or loading for sequences that wait, as a share of all: 1 in
+/// so many. More would only be evicted again before their turn.
+const FETCHED_SHARE: usize = 8;
 /// A prefill chunk is not made smaller than this for the sake of adapters.
 const MIN_CHUNK: usize = 16;
 
@@ -173,9 +174,10 @@ impl Scheduler {
         if !residency.is_absent(id) {
             return;
         }
-        let (in_flight, num_chunks) =
-            (residency.num_loading_chunks(), residency.entry(id).spec.num_chunks);
-        if in_flight > 0 && in_flight + num_chunks > self.memory.num_chunks() / LOADING_SHARE {
+        let num_wanted = residency.num_idle_chunks() - residency.num_unwanted_chunks();
+        let num_fetched = num_wanted + residency.num_loading_chunks();
+        let num_chunks = residency.entry(id).spec.num_chunks;
+        if !is_first && num_fetched + num_chunks > self.memory.num_chunks() / FETCHED_SHARE {
             return;
         }
         let mut load = self.memory.load(id, is_first);
