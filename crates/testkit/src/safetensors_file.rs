@@ -29,6 +29,7 @@ impl RawTensor {
             Dtype::Bf16 => {
                 values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect()
             }
+            Dtype::I8 => values.iter().map(|&value| (value as i8).cast_unsigned()).collect(),
         };
         let (name, shape) = (name.into(), shape.to_vec());
         Self { name, dtype: dtype_name(dtype).to_owned(), shape, data }
@@ -42,6 +43,7 @@ pub fn dtype_name(dtype: Dtype) -> &'static str {
         Dtype::F32 => "F32",
         Dtype::F16 => "F16",
         Dtype::Bf16 => "BF16",
+        Dtype::I8 => "I8",
     }
 }
 
