@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why the files of an adapter cannot be served: a predicate that follows the adapter's name, such
 /// as `has rank 512, but this server was started with --max-lora-rank 256`.
@@ -64,12 +65,14 @@ pub enum AdapterError {
         reason: &'static str,
     },
     /// The path is not there, or is no directory.
-    #[error("adapter {name:?} has no directory at {}", .path.display())]
+    #[error("adapter {name:?} has no directory at {}{retry}", .path.display())]
     PathNotFound {
         /// The name.
         name: String,
         /// The path as it was given.
         path: PathBuf,
+        /// Set if this is an answer from memory.
+        retry: RetryHint,
     },
     /// The files are there and cannot be served.
     #[error("adapter {name:?} {reason}")]
@@ -90,6 +93,36 @@ pub enum AdapterError {
         /// The system's words.
         message: String,
     },
+    /// More than the whole host memory for adapters.
+    #[error(
+        "adapter {name:?} needs {needed} bytes of host memory, more than all {budget} bytes of \
+         --adapter-host-memory; raise it"
+    )]
+    HostMemoryTooSmall {
+        /// The name.
+        name: String,
+        /// Bytes of the adapter's files, or packed.
+        needed: usize,
+        /// Bytes that the server was given.
+        budget: usize,
+    },
+    /// Requests, pins and other loads hold the host memory for adapters. Passes with time.
+    #[error(
+        "adapter {name:?} found no room: it needs {needed} of the {budget} bytes of \
+         --adapter-host-memory, and adapters that are running, pinned or loading kept them for {} s; \
+         ask again later",
+        .waited.as_secs_f64()
+    )]
+    HostMemoryFull {
+        /// The name.
+        name: String,
+        /// Bytes of the adapter's files, or packed.
+        needed: usize,
+        /// Bytes that the server was given.
+        budget: usize,
+        /// How long the load waited.
+        waited: Duration,
+    },
     /// The adapter directory itself is not usable.
     #[error("--adapter-dir {} cannot be read: {message}", .path.display())]
     Directory {
@@ -104,4 +137,39 @@ pub enum AdapterError {
         /// The name.
         name: String,
     },
+}
+
+impl AdapterError {
+    /// Whether the fault lies in the adapter's source: asking again at once would read it for
+    /// nothing.
+    pub(crate) fn is_of_source(&self) -> bool {
+        matches!(self, Self::PathNotFound { .. } | Self::Rejected { .. } | Self::Io { .. })
+    }
+
+    /// The same error as an answer from memory, saying when the source is tried again.
+    pub(crate) fn remembered(&self, retry_in: Duration) -> Self {
+        let hint = RetryHint(Some(retry_in));
+        let mut error = self.clone();
+        match &mut error {
+            Self::PathNotFound { retry, .. } => *retry = hint,
+            Self::Rejected { reason: words, .. } | Self::Io { message: words, .. } => {
+                *words = format!("{words}{hint}");
+            }
+            _ => {}
+        }
+        error
+    }
+}
+
+/// Ends the sentence of an error that is repeated from memory; nothing otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RetryHint(pub Option<Duration>);
+
+impl fmt::Display for RetryHint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(wait) => write!(f, "; it is tried again in {:.1} s", wait.as_secs_f64().max(0.1)),
+            None => Ok(()),
+        }
+    }
 }

@@ -3,13 +3,20 @@
 //! * [`load_peft_dir`] turns `adapter_config.json` + `adapter_model.safetensors` into a
 //!   [`weft_types::LoweredAdapter`], or says in one sentence why it will not. Nothing in the files
 //!   is ignored: what cannot be computed exactly is refused.
-//! * [`AdapterRegistry`] maps names to loaded generations: given at start, found in a directory when
-//!   first asked for, or loaded at run time. A [`AdapterLease`] keeps its generation alive.
+//! * [`AdapterRegistry`] maps names to generations and keeps them packed in host memory, within a
+//!   budget: given at start, found in a directory when first asked for, or loaded at run time. A
+//!   [`AdapterLease`] keeps its generation alive; the rest may be evicted, and is read again.
 //!
 //! Knows no device, no HTTP and no scheduler.
 
+mod backoff;
+mod config;
 mod directory;
+mod dtype;
 mod error;
+mod host_cache;
+mod info;
+mod integrity;
 mod json;
 mod lease;
 mod loads;
@@ -21,13 +28,19 @@ mod peft_config;
 mod quoted;
 mod read;
 mod registry;
+mod state;
+mod storage;
 mod targets;
 mod tensor_names;
 mod tensors;
 
-pub use error::{AdapterError, Refusal};
+pub use config::RegistryConfig;
+pub use dtype::AdapterDtype;
+pub use error::{AdapterError, Refusal, RetryHint};
+pub use info::{AdapterInfo, AdapterTier, RegistryStats};
 pub use lease::AdapterLease;
 pub use lower::lower_peft_bytes;
 pub use names::{MAX_NAME_BYTES, check_adapter_name};
 pub use read::{LoadLimits, load_peft_dir};
-pub use registry::{AdapterInfo, AdapterRegistry, AdapterState, RegistryConfig};
+pub use registry::AdapterRegistry;
+pub use storage::{FileStamp, LocalFiles, Storage, StoredFile};

@@ -1,19 +1,30 @@
-//! The registry's state and the loads in flight. A load is registered under the lock, runs on a
-//! blocking thread, and publishes under the lock if it was not revoked meanwhile.
+//! Loads in flight. A load is registered under the lock and runs as a task: measure the files, wait
+//! for room, read, convert, publish. Reading and converting have bounds of their own, so slow
+//! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
+//! wait for each other in a circle.
 
+use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
-use crate::error::AdapterError;
-use crate::lease::Generation;
-use crate::lower::lower_peft_bytes;
-use crate::read::{LoadLimits, read_files};
-use crate::registry::RegistryConfig;
+use crate::dtype::convert;
+use crate::error::{AdapterError, Refusal};
+use crate::host_cache::{NoRoom, Resident};
+use crate::lease::{Generation, Hold};
+use crate::lower::lower_hashed;
+use crate::read::{AdapterFiles, LoadLimits, ReadFrom, changing};
+use crate::state::{Freed, Loaded, Origin, State};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
-use tokio::sync::{Semaphore, watch};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::spawn_blocking;
-use weft_types::{ContentHash, LoweredAdapter};
+use weft_types::{ContentHash, PackedAdapter};
+
+/// Files that change, or that turn out larger, are loaded again so often.
+const MAX_ATTEMPTS: usize = 5;
+
+/// Looks into the adapter directory at once.
+const MAX_CONCURRENT_LOOKS: usize = 32;
 
 /// What all clones of a registry share.
 #[derive(Debug)]
@@ -21,64 +32,288 @@ pub(crate) struct Shared {
     pub(crate) config: RegistryConfig,
     pub(crate) directory: Option<AdapterDirectory>,
     pub(crate) state: Mutex<State>,
-    /// Bounds the loads that run at once.
-    running: Semaphore,
+    /// Told whenever host memory may have become free.
+    pub(crate) room: Notify,
+    looks: Semaphore,
+    reads: Semaphore,
+    lowerings: Semaphore,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct State {
-    pub(crate) loaded: BTreeMap<Arc<str>, Arc<Generation>>,
-    pub(crate) loading: HashMap<Arc<str>, Loading>,
-    /// Names in the adapter directory that were unloaded: not found again until loaded by path.
-    pub(crate) revoked: HashSet<String>,
-    /// Equal files are held once, under however many names.
-    by_hash: HashMap<ContentHash, Weak<LoweredAdapter>>,
-    num_loads: u64,
-}
-
-pub(crate) type Outcome = Result<Arc<Generation>, AdapterError>;
+pub(crate) type Outcome = Result<(Arc<Generation>, Hold), AdapterError>;
 
 /// A load in flight. Whoever waits keeps a clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Loading {
-    id: u64,
-    /// Somebody named the path: unloading this name is not an error even if nothing is loaded yet.
+    pub(crate) id: u64,
+    /// Somebody named the path: unloading this name is not an error even if nothing is loaded yet,
+    /// and its failure is none of the name's own source.
     pub(crate) explicit: bool,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
-/// Where a load takes its files from.
-#[derive(Debug)]
-pub(crate) enum Source {
-    Directory,
-    Path(PathBuf),
+/// A load that is registered: what runs it. Dropped early, it is as if it had never been.
+pub(crate) struct Ticket {
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    id: u64,
+    origin: Origin,
+    explicit: bool,
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        if state.running.contains(&self.id) {
+            state.end_load(&self.name, self.id);
+            drop(state);
+            self.shared.room.notify_waiters();
+        }
+    }
+}
+
+impl Ticket {
+    /// Runs the load, which goes on even if nobody waits. Never under the lock of the state.
+    pub(crate) fn spawn(self) {
+        tokio::spawn(async move {
+            let outcome = match self.load().await {
+                Ok(loaded) => Ok(loaded),
+                Err(error) => Err(self.fail(error)),
+            };
+            self.outcome.send_replace(Some(outcome));
+        });
+    }
+
+    async fn load(&self) -> Outcome {
+        let path = self.locate().await?;
+        let mut num_bytes = 0;
+        let mut failure = changing().of(&self.name);
+        for _ in 0..MAX_ATTEMPTS {
+            let began = Instant::now();
+            let size = self.measure(&path).await?;
+            let mut seconds = began.elapsed().as_secs_f64();
+            num_bytes = num_bytes.max(size);
+            self.reserve(num_bytes).await?;
+
+            let reading = self.shared.reads.acquire().await.map_err(|_| self.interrupted())?;
+            let began = Instant::now();
+            // Larger than it was a moment ago: measured again.
+            let Some(files) = self.read(&path, num_bytes).await? else { continue };
+            seconds += began.elapsed().as_secs_f64();
+            let lowering = self.shared.lowerings.acquire().await.map_err(|_| self.interrupted())?;
+            // Not before: what is read and not yet converted is bounded, too.
+            drop(reading);
+            let began = Instant::now();
+            let stamps = files.stamps;
+            let lowered = self.lower(files).await?;
+            drop(lowering);
+            seconds += began.elapsed().as_secs_f64();
+            let lowered = match lowered {
+                Ok(lowered) => lowered,
+                Err(refusal) => {
+                    failure = refusal.of(&self.name);
+                    // Perhaps somebody is still writing.
+                    if self.is_unchanged(&path, stamps).await? {
+                        return Err(failure);
+                    }
+                    continue;
+                }
+            };
+            match self.publish(path.clone(), lowered, seconds) {
+                Ok(published) => return published,
+                Err(packed_bytes) => {
+                    num_bytes = packed_bytes;
+                    failure = self.memory_full(packed_bytes);
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn locate(&self) -> Result<PathBuf, AdapterError> {
+        if let Origin::Path(path) = &self.origin {
+            return Ok(path.clone());
+        }
+        // Not one of the reads: a name that does not exist is not kept waiting by loads.
+        let _look = self.shared.looks.acquire().await.map_err(|_| self.interrupted())?;
+        self.blocking(|shared, name| match &shared.directory {
+            Some(directory) => directory.find(name),
+            None => Err(AdapterError::NotFound { name: name.to_owned() }),
+        })
+        .await?
+    }
+
+    async fn measure(&self, path: &Path) -> Result<usize, AdapterError> {
+        let _reading = self.shared.reads.acquire().await.map_err(|_| self.interrupted())?;
+        let path = path.to_owned();
+        let size =
+            self.blocking(move |shared, name| shared.reader(name, &path).measure()).await??;
+        Ok(usize::try_from(size).unwrap_or(usize::MAX))
+    }
+
+    async fn read(
+        &self,
+        path: &Path,
+        max_bytes: usize,
+    ) -> Result<Option<AdapterFiles>, AdapterError> {
+        let path = path.to_owned();
+        let read = move |shared: &Shared, name: &str| {
+            let files = shared.reader(name, &path).read(max_bytes as u64)?;
+            let num_bytes = files.as_ref().map_or(0, |f| f.config.len() + f.tensors.len());
+            shared.state.lock().counters.bytes_read += num_bytes as u64;
+            Ok(files)
+        };
+        self.blocking(read).await?
+    }
+
+    async fn is_unchanged(
+        &self,
+        path: &Path,
+        stamps: crate::read::Stamps,
+    ) -> Result<bool, AdapterError> {
+        let _reading = self.shared.reads.acquire().await.map_err(|_| self.interrupted())?;
+        let path = path.to_owned();
+        self.blocking(move |shared, name| shared.reader(name, &path).is_unchanged(&stamps)).await
+    }
+
+    async fn lower(&self, files: AdapterFiles) -> Result<Result<Lowered, Refusal>, AdapterError> {
+        let shared = Arc::clone(&self.shared);
+        self.blocking(move |_, _| shared.lower(files)).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Shared, &str) -> T + Send + 'static,
+    ) -> Result<T, AdapterError> {
+        let (shared, name) = (Arc::clone(&self.shared), Arc::clone(&self.name));
+        spawn_blocking(move || work(&shared, &name)).await.map_err(|_| self.interrupted())
+    }
+
+    /// Waits until `num_bytes` can be set aside.
+    async fn reserve(&self, num_bytes: usize) -> Result<(), AdapterError> {
+        let shared = &*self.shared;
+        // What an earlier attempt had: who waits for room holds none.
+        if shared.state.lock().host.release(self.id) {
+            shared.room.notify_waiters();
+        }
+        let deadline = tokio::time::Instant::now() + shared.config.room_timeout;
+        loop {
+            let mut room = std::pin::pin!(shared.room.notified());
+            // Before looking, so that nothing is missed in between.
+            room.as_mut().enable();
+            let mut freed = Freed::default();
+            let reserved = shared.state.lock().reserve(self.id, num_bytes, &mut freed);
+            drop(freed);
+            match reserved {
+                Ok(()) => return Ok(()),
+                Err(NoRoom::Ever) => return Err(self.memory_too_small(num_bytes)),
+                Err(NoRoom::Now) => {}
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(self.memory_full(num_bytes));
+            }
+        }
+    }
+
+    /// Makes the name stand for what was loaded. The error is the size of what found no room: it is
+    /// a little more than its files were.
+    fn publish(&self, path: PathBuf, lowered: Lowered, seconds: f64) -> Result<Outcome, usize> {
+        let mut freed = Freed::default();
+        let (content_hash, weights, _held) = match lowered {
+            Lowered::Packed(packed) => (packed.content_hash, Some(packed), None),
+            Lowered::InMemory(hold) => (hold.resident.weights.content_hash, None, Some(hold)),
+        };
+        let num_bytes = weights.as_ref().map_or(0, PackedAdapter::num_bytes);
+        let (id, name, origin) = (self.id, Arc::clone(&self.name), self.origin.clone());
+        let loaded = Loaded { id, name, origin, path, content_hash, weights, seconds };
+        let mut state = self.shared.state.lock();
+        let is_wanted = state.loading.get(&self.name).is_some_and(|loading| loading.id == id);
+        if !is_wanted {
+            drop(state);
+            let name = self.name.to_string();
+            return Ok(Err(AdapterError::NotFound { name }));
+        }
+        let published = match state.insert(loaded, &mut freed) {
+            Ok((generation, resident)) => {
+                Ok((generation, Hold::new_locked(resident, Arc::clone(&self.shared))))
+            }
+            Err(NoRoom::Ever) => Err(self.memory_too_small(num_bytes)),
+            Err(NoRoom::Now) => return Err(num_bytes),
+        };
+        if published.is_ok() {
+            state.end_load(&self.name, id);
+        }
+        drop(state);
+        self.shared.room.notify_waiters();
+        Ok(published)
+    }
+
+    /// Ends a load that failed; returns what those who wait are told.
+    fn fail(&self, error: AdapterError) -> AdapterError {
+        let mut state = self.shared.state.lock();
+        state.counters.loads_failed += 1;
+        if !state.end_load(&self.name, self.id) {
+            // Unloaded while it was loading.
+            return AdapterError::NotFound { name: self.name.to_string() };
+        }
+        state.note_failure(&self.name, self.explicit, &error, tokio::time::Instant::now());
+        drop(state);
+        self.shared.room.notify_waiters();
+        error
+    }
+
+    fn interrupted(&self) -> AdapterError {
+        AdapterError::Interrupted { name: self.name.to_string() }
+    }
+
+    fn memory_full(&self, needed: usize) -> AdapterError {
+        let (name, config) = (self.name.to_string(), &self.shared.config);
+        let budget = config.host_memory_bytes.unwrap_or(usize::MAX);
+        AdapterError::HostMemoryFull { name, needed, budget, waited: config.room_timeout }
+    }
+
+    fn memory_too_small(&self, needed: usize) -> AdapterError {
+        let budget = self.shared.config.host_memory_bytes.unwrap_or(usize::MAX);
+        AdapterError::HostMemoryTooSmall { name: self.name.to_string(), needed, budget }
+    }
+}
+
+/// What became of an adapter's files.
+enum Lowered {
+    Packed(PackedAdapter),
+    /// Equal files are in memory.
+    InMemory(Hold),
 }
 
 impl Shared {
     pub(crate) fn new(config: RegistryConfig, directory: Option<AdapterDirectory>) -> Self {
-        let running = Semaphore::new(config.max_concurrent_loads.max(1));
-        Self { config, directory, state: Mutex::default(), running }
+        Self {
+            directory,
+            state: Mutex::new(State::new(config.host_memory_bytes)),
+            room: Notify::new(),
+            looks: Semaphore::new(MAX_CONCURRENT_LOOKS),
+            reads: Semaphore::new(config.max_concurrent_reads.max(1)),
+            lowerings: Semaphore::new(config.max_concurrent_lowerings.max(1)),
+            config,
+        }
     }
 
-    /// Starts a load that goes on even if nobody waits. There must be none in flight for `name`.
-    pub(crate) fn start_load(
+    /// Registers a load; it runs once its ticket is spawned. There must be none for `name`.
+    pub(crate) fn register_load(
         self: &Arc<Self>,
         state: &mut State,
         name: &str,
-        source: Source,
-    ) -> Loading {
-        let (sender, outcome) = watch::channel(None);
+        origin: Origin,
+        explicit: bool,
+    ) -> (Loading, Ticket) {
+        let (sender, receiver) = watch::channel(None);
         state.num_loads += 1;
-        let id = state.num_loads;
-        let loading = Loading { id, explicit: matches!(source, Source::Path(_)), outcome };
-        let name: Arc<str> = Arc::from(name);
+        let (id, name) = (state.num_loads, Arc::from(name));
+        let loading = Loading { id, explicit, outcome: receiver };
         state.loading.insert(Arc::clone(&name), loading.clone());
+        state.running.insert(id);
         let shared = Arc::clone(self);
-        tokio::spawn(async move {
-            let loaded = shared.load(&name, source).await;
-            sender.send_replace(Some(shared.publish(&name, id, loaded)));
-        });
-        loading
+        (loading, Ticket { shared, name, id, origin, explicit, outcome: sender })
     }
 
     /// Waits for the end of a load.
@@ -88,144 +323,48 @@ impl Shared {
         {
             return outcome.clone();
         }
-        // Its task was dropped with its runtime: make room for another try.
-        self.state.lock().take_loading(name, loading.id);
+        // Its task was dropped with its runtime.
         Err(AdapterError::Interrupted { name: name.to_owned() })
     }
 
-    async fn load(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        source: Source,
-    ) -> Result<(PathBuf, Arc<LoweredAdapter>), AdapterError> {
-        let interrupted = || AdapterError::Interrupted { name: name.to_string() };
-        let path = match source {
-            Source::Path(path) => path,
-            // Before the semaphore: a name that does not exist is not kept waiting by loads.
-            Source::Directory => {
-                let (shared, name) = (Arc::clone(self), Arc::clone(name));
-                let find = move || match &shared.directory {
-                    Some(directory) => directory.find(&name),
-                    None => Err(AdapterError::NotFound { name: name.to_string() }),
-                };
-                spawn_blocking(find).await.map_err(|_| interrupted())??
-            }
-        };
-        let _permit = self.running.acquire().await.map_err(|_| interrupted())?;
-        let (shared, name) = (Arc::clone(self), Arc::clone(name));
-        let read = move || shared.read(&name, &path).map(|weights| (path, weights));
-        spawn_blocking(read).await.map_err(|_| interrupted())?
-    }
-
-    /// Reads and lowers the adapter at `path`, or takes what is loaded from equal files.
-    pub(crate) fn read(
-        &self,
-        name: &str,
-        path: &Path,
-    ) -> Result<Arc<LoweredAdapter>, AdapterError> {
-        let limits = LoadLimits { max_lora_rank: self.config.max_lora_rank };
-        let files = read_files(name, path, &self.config.base, &limits)?;
-        let known = self.state.lock().by_hash.get(&files.content_hash()).and_then(Weak::upgrade);
-        if let Some(weights) = known {
-            return Ok(weights);
-        }
-        lower_peft_bytes(&files.config, &files.tensors, &self.config.base, &limits)
-            .map(Arc::new)
-            .map_err(|refusal| refusal.of(name))
-    }
-
-    fn publish(
-        &self,
-        name: &Arc<str>,
-        id: u64,
-        loaded: Result<(PathBuf, Arc<LoweredAdapter>), AdapterError>,
-    ) -> Outcome {
+    /// The end of a hold that may be the last.
+    pub(crate) fn drop_last_hold(&self, resident: &Resident) {
         let mut state = self.state.lock();
-        if !state.take_loading(name, id) {
-            // Unloaded while it was loading.
-            return Err(AdapterError::NotFound { name: name.to_string() });
+        if resident.num_holds.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) != 1 {
+            return;
         }
-        let (path, weights) = loaded?;
-        let (generation, replaced) = state.insert(name, path, weights);
+        let swept = state.host.sweep(&resident.weights.content_hash);
         drop(state);
-        // Here and not under the lock: it may free gigabytes.
-        drop(replaced);
-        Ok(generation)
+        drop(swept);
+        self.room.notify_waiters();
     }
-}
 
-impl State {
-    /// Forgets the load `id` of `name`; false if it is no longer the one in flight.
-    fn take_loading(&mut self, name: &str, id: u64) -> bool {
-        let current = self.loading.get(name).is_some_and(|loading| loading.id == id);
-        if current {
-            self.loading.remove(name);
+    fn limits(&self) -> LoadLimits {
+        LoadLimits { max_lora_rank: self.config.max_lora_rank }
+    }
+
+    fn reader<'a>(&'a self, name: &'a str, path: &'a Path) -> ReadFrom<'a> {
+        let (storage, base) = (&*self.config.storage, &self.config.base);
+        ReadFrom { storage, name, path, base, limits: self.limits() }
+    }
+
+    fn in_memory(self: &Arc<Self>, content_hash: &ContentHash) -> Option<Hold> {
+        let state = self.state.lock();
+        let resident = Arc::clone(state.host.get(content_hash)?);
+        Some(Hold::new_locked(resident, Arc::clone(self)))
+    }
+
+    fn lower(self: &Arc<Self>, files: AdapterFiles) -> Result<Lowered, Refusal> {
+        let content_hash = files.content_hash();
+        if let Some(hold) = self.in_memory(&content_hash) {
+            return Ok(Lowered::InMemory(hold));
         }
-        current
-    }
-
-    /// Makes `name` stand for `weights`; returns the new generation and the one it replaces.
-    pub(crate) fn insert(
-        &mut self,
-        name: &str,
-        path: PathBuf,
-        weights: Arc<LoweredAdapter>,
-    ) -> (Arc<Generation>, Option<Arc<Generation>>) {
-        // Two loads of equal files may have run side by side: the first one published is kept.
-        let hash = weights.content_hash;
-        let known = self.by_hash.get(&hash).and_then(Weak::upgrade);
-        let weights = known.unwrap_or(weights);
-        self.by_hash.retain(|_, weights| weights.strong_count() > 0);
-        self.by_hash.insert(hash, Arc::downgrade(&weights));
-        self.revoked.remove(name);
-        let name: Arc<str> = Arc::from(name);
-        let generation = Arc::new(Generation::new(Arc::clone(&name), path, weights));
-        let replaced = self.loaded.insert(name, Arc::clone(&generation));
-        (generation, replaced)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use weft_testkit::peft::RandomAdapter;
-    use weft_testkit::tiny_llama_spec;
-
-    fn shared() -> Arc<Shared> {
-        let config =
-            RegistryConfig { max_concurrent_loads: 1, ..RegistryConfig::new(tiny_llama_spec()) };
-        Arc::new(Shared::new(config, None))
-    }
-
-    fn adapter() -> (tempfile::TempDir, Source) {
-        let dir = tempfile::tempdir().unwrap();
-        RandomAdapter::default().write(&tiny_llama_spec(), dir.path()).unwrap();
-        let source = Source::Path(dir.path().to_owned());
-        (dir, source)
-    }
-
-    #[tokio::test]
-    async fn a_name_that_is_unloaded_while_it_loads_stays_unloaded() {
-        let (shared, (_dir, source)) = (shared(), adapter());
-        let busy = shared.running.acquire().await.unwrap();
-        let loading = shared.start_load(&mut shared.state.lock(), "a", source);
-        shared.state.lock().loading.remove("a");
-        drop(busy);
-        let outcome = shared.wait("a", loading).await;
-        assert_eq!(outcome.unwrap_err(), AdapterError::NotFound { name: "a".into() });
-        assert!(shared.state.lock().loaded.is_empty());
-    }
-
-    #[test]
-    fn a_load_whose_runtime_ended_is_told_and_makes_room_for_another() {
-        let (shared, (_dir, source)) = (shared(), adapter());
-        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let first = runtime();
-        let loading =
-            first.block_on(async { shared.start_load(&mut shared.state.lock(), "a", source) });
-        drop(first);
-        let outcome = runtime().block_on(shared.wait("a", loading));
-        assert_eq!(outcome.unwrap_err(), AdapterError::Interrupted { name: "a".into() });
-        assert!(shared.state.lock().loading.is_empty());
+        let AdapterFiles { config, tensors, .. } = files;
+        let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
+        let lowered = lower_hashed(&config, &tensors, content_hash, base, &self.limits())?;
+        drop((config, tensors));
+        let converted = convert(lowered, self.config.dtype, chunk_bytes)?;
+        let packed = PackedAdapter::pack(&converted, chunk_bytes);
+        packed.map(Lowered::Packed).map_err(|error| Refusal::new(error.to_string()))
     }
 }

@@ -12,7 +12,7 @@ use crate::targets::{Target, targets};
 use crate::tensor_names::{Part, tensor_name};
 use crate::tensors::{FileTensor, read_tensors};
 use std::collections::{BTreeMap, HashSet};
-use weft_types::{BaseModelSpec, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
+use weft_types::{BaseModelSpec, ContentHash, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
 
 /// Lowers the bytes of `adapter_config.json` and `adapter_model.safetensors` for `base`. Both are
 /// untrusted: never panics, and allocates in proportion to their length.
@@ -22,6 +22,17 @@ use weft_types::{BaseModelSpec, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
 pub fn lower_peft_bytes(
     config: &[u8],
     tensors: &[u8],
+    base: &BaseModelSpec,
+    limits: &LoadLimits,
+) -> Result<LoweredAdapter, Refusal> {
+    lower_hashed(config, tensors, content_hash(config, tensors), base, limits)
+}
+
+/// The same, with the digest of both.
+pub(crate) fn lower_hashed(
+    config: &[u8],
+    tensors: &[u8],
+    content_hash: ContentHash,
     base: &BaseModelSpec,
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, Refusal> {
@@ -51,7 +62,7 @@ pub fn lower_peft_bytes(
         }
     }
     // Modules come in the order of `Site`, so the updates are sorted.
-    Ok(LoweredAdapter { content_hash: content_hash(config, tensors), low_rank, embedding })
+    Ok(LoweredAdapter { content_hash, low_rank, embedding })
 }
 
 fn check_ranks(targets: &[Option<Target>], limits: &LoadLimits) -> Result<(), Refusal> {

@@ -12,17 +12,18 @@ const TILE: usize = 32;
 /// The same matrix. The shape must be `[rows, cols]`.
 pub(crate) fn copied(tensor: &FileTensor<'_>) -> AdapterTensor {
     let (rows, cols) = rows_and_cols(tensor);
-    AdapterTensor { dtype: tensor.dtype, rows, cols, data: tensor.data.into() }
+    AdapterTensor { dtype: tensor.dtype, rows, cols, data: tensor.data.into(), row_scales: None }
 }
 
 /// `out[c, r] = in[r, c]`. The shape must be `[rows, cols]`.
 pub(crate) fn transposed(tensor: &FileTensor<'_>) -> AdapterTensor {
     let (rows, cols) = rows_and_cols(tensor);
     let data = match tensor.dtype.size() {
+        1 => transposed_bytes::<1>(tensor.data, rows, cols),
         2 => transposed_bytes::<2>(tensor.data, rows, cols),
         _ => transposed_bytes::<4>(tensor.data, rows, cols),
     };
-    AdapterTensor { dtype: tensor.dtype, rows: cols, cols: rows, data }
+    AdapterTensor { dtype: tensor.dtype, rows: cols, cols: rows, data, row_scales: None }
 }
 
 fn rows_and_cols(tensor: &FileTensor<'_>) -> (usize, usize) {
@@ -56,6 +57,7 @@ pub(crate) fn check_finite(name: &str, tensor: &FileTensor<'_>) -> Result<(), Re
         Dtype::Bf16 => {
             first_with_exponent(tensor.data, 0x7f80, |b: [u8; 2]| u16::from_le_bytes(b).into())
         }
+        Dtype::I8 => None,
     };
     match flaw {
         None => Ok(()),

@@ -1,11 +1,13 @@
-//! Reads an adapter's two files into memory, once, never more than such an adapter can need.
-//! What the bytes mean is for `lower`.
+//! Reads an adapter's two files into memory, once, as they were at one moment, never more than such
+//! an adapter can need. What the bytes mean is for `lower`.
 
-use crate::error::{AdapterError, Refusal};
+use crate::error::{AdapterError, Refusal, RetryHint};
 use crate::lower::lower_peft_bytes;
-use std::fs::File;
+use crate::storage::{FileStamp, LocalFiles, Storage, StoredFile};
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 use weft_types::{BaseModelSpec, ContentHash, LoweredAdapter, Module};
 
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
@@ -40,10 +42,38 @@ impl Default for LoadLimits {
     }
 }
 
+/// Faults that pass are tried again so often.
+const MAX_TRANSIENT_RETRIES: u32 = 3;
+
+/// Files that change while they are read are read again so often.
+const MAX_CHANGES: u32 = 5;
+
+/// Before the first retry; doubles with each further one.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
+
+/// Where an adapter is read from, and as what.
+#[derive(Clone, Copy)]
+pub(crate) struct ReadFrom<'a> {
+    pub(crate) storage: &'a dyn Storage,
+    /// For the errors.
+    pub(crate) name: &'a str,
+    /// A directory.
+    pub(crate) path: &'a Path,
+    /// Bounds the size.
+    pub(crate) base: &'a BaseModelSpec,
+    /// Bounds the size.
+    pub(crate) limits: LoadLimits,
+}
+
+/// What both files were: the configuration's stamp, then the tensors'.
+pub(crate) type Stamps = [FileStamp; 2];
+
 /// Both files of an adapter as they were at one moment.
 pub(crate) struct AdapterFiles {
     pub(crate) config: Vec<u8>,
     pub(crate) tensors: Vec<u8>,
+    /// For [`ReadFrom::is_unchanged`].
+    pub(crate) stamps: Stamps,
 }
 
 impl AdapterFiles {
@@ -73,44 +103,12 @@ pub fn load_peft_dir(
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, AdapterError> {
     let name = path.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
-    let files = read_files(&name, path, base, limits)?;
+    let from = ReadFrom { storage: &LocalFiles, name: &name, path, base, limits: *limits };
+    let Some(files) = from.read(u64::MAX)? else {
+        return Err(changing().of(&name));
+    };
     lower_peft_bytes(&files.config, &files.tensors, base, limits)
         .map_err(|refusal| refusal.of(&name))
-}
-
-/// Reads the two files of the directory `path`; `name` is for the errors.
-pub(crate) fn read_files(
-    name: &str,
-    path: &Path,
-    base: &BaseModelSpec,
-    limits: &LoadLimits,
-) -> Result<AdapterFiles, AdapterError> {
-    if !path.is_dir() {
-        return Err(AdapterError::PathNotFound { name: name.to_owned(), path: path.to_owned() });
-    }
-    for (file, why) in UNREAD_FILES {
-        if path.join(file).exists() {
-            return Err(Refusal::new(format!("carries {file}, but {why}")).of(name));
-        }
-    }
-    let config = read_capped(name, &path.join(CONFIG_FILE), MAX_CONFIG_BYTES)?;
-    let Some(config) = config else {
-        return Err(Refusal::new(format!("has no {CONFIG_FILE} in {}", path.display())).of(name));
-    };
-    let tensors = read_capped(name, &path.join(TENSORS_FILE), max_tensors_bytes(base, limits))?;
-    let Some(tensors) = tensors else {
-        let pickle = PICKLES.iter().find(|file| path.join(file).exists());
-        let reason = match pickle {
-            Some(file) => format!(
-                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not read; \
-                 convert it by loading the adapter with peft and calling \
-                 save_pretrained(path, safe_serialization=True)"
-            ),
-            None => format!("has no {TENSORS_FILE} in {}", path.display()),
-        };
-        return Err(Refusal::new(reason).of(name));
-    };
-    Ok(AdapterFiles { config, tensors })
 }
 
 /// The largest file that an acceptable adapter for `base` can be: every site at the largest rank in
@@ -129,39 +127,185 @@ fn max_tensors_bytes(base: &BaseModelSpec, limits: &LoadLimits) -> u64 {
     elements.saturating_mul(4).saturating_add(16 << 20)
 }
 
-/// The whole file, `None` if there is none. Checks the length before it allocates, and again while
-/// it reads: a file can grow.
-fn read_capped(name: &str, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, AdapterError> {
-    let io_error = |cause: io::Error| AdapterError::Io {
-        name: name.to_owned(),
-        path: path.to_owned(),
-        message: cause.to_string(),
-    };
-    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Asked before opening, because opening a pipe would wait for its writer.
-    let metadata = match path.metadata() {
-        Ok(metadata) => metadata,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(cause) => return Err(io_error(cause)),
-    };
-    if !metadata.is_file() {
-        return Err(Refusal::new(format!("has a {file_name} that is no regular file")).of(name));
+/// Said of an adapter that is never the same for long enough.
+pub(crate) fn changing() -> Refusal {
+    Refusal::new(
+        "changes while it is read; write a new version beside it and rename it into its place",
+    )
+}
+
+/// Why one try to read ended.
+enum Fault {
+    NoDirectory,
+    Refused(Refusal),
+    Io {
+        path: PathBuf,
+        cause: io::Error,
+    },
+    /// Some of it may be of another version.
+    Changed,
+}
+
+impl ReadFrom<'_> {
+    /// Bytes of both files together, after the checks that need no reading.
+    pub(crate) fn measure(self) -> Result<u64, AdapterError> {
+        self.patiently(|| self.stamps().map(|[config, tensors]| config.len + tensors.len))
     }
-    let too_large = || {
-        let reason = format!(
-            "has a {file_name} of more than {max_bytes} bytes, the most that an adapter for this \
-             base can need"
-        );
-        Refusal::new(reason).of(name)
-    };
-    if metadata.len() > max_bytes {
-        return Err(too_large());
+
+    /// Both files; `None` if they have more than `max_bytes` together.
+    pub(crate) fn read(self, max_bytes: u64) -> Result<Option<AdapterFiles>, AdapterError> {
+        self.patiently(|| self.read_once(max_bytes))
     }
-    let file = File::open(path).map_err(io_error)?;
-    let mut bytes = Vec::with_capacity(metadata.len() as usize);
-    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(io_error)?;
-    if bytes.len() as u64 > max_bytes {
-        return Err(too_large());
+
+    /// Whether the files are still those of these stamps. False if they cannot be looked at.
+    pub(crate) fn is_unchanged(self, stamps: &Stamps) -> bool {
+        self.stamps().is_ok_and(|now| now == *stamps)
     }
-    Ok(Some(bytes))
+
+    /// Tries again after faults that pass.
+    fn patiently<T>(self, attempt: impl Fn() -> Result<T, Fault>) -> Result<T, AdapterError> {
+        let (mut num_transient, mut num_changes) = (0, 0);
+        loop {
+            let num_retries = match attempt() {
+                Ok(done) => return Ok(done),
+                Err(Fault::Changed) if num_changes < MAX_CHANGES => {
+                    num_changes += 1;
+                    num_changes
+                }
+                Err(Fault::Io { cause, .. })
+                    if is_transient(&cause) && num_transient < MAX_TRANSIENT_RETRIES =>
+                {
+                    num_transient += 1;
+                    num_transient
+                }
+                Err(fault) => return Err(self.error(fault)),
+            };
+            thread::sleep(RETRY_DELAY * (1 << (num_retries - 1)));
+        }
+    }
+
+    fn error(self, fault: Fault) -> AdapterError {
+        let name = self.name.to_owned();
+        match fault {
+            Fault::NoDirectory => {
+                let (path, retry) = (self.path.to_owned(), RetryHint::default());
+                AdapterError::PathNotFound { name, path, retry }
+            }
+            Fault::Refused(refusal) => refusal.of(self.name),
+            Fault::Io { path, cause } => {
+                AdapterError::Io { name, path, message: cause.to_string() }
+            }
+            Fault::Changed => changing().of(self.name),
+        }
+    }
+
+    fn stat(self, path: &Path) -> Result<Option<FileStamp>, Fault> {
+        match self.storage.stat(path) {
+            Ok(stamp) => Ok(Some(stamp)),
+            Err(cause) if is_nothing_there(&cause) => Ok(None),
+            Err(cause) => Err(Fault::Io { path: path.to_owned(), cause }),
+        }
+    }
+
+    /// Looks at both files without opening them.
+    fn stamps(self) -> Result<Stamps, Fault> {
+        if !self.stat(self.path)?.is_some_and(|stamp| stamp.is_dir) {
+            return Err(Fault::NoDirectory);
+        }
+        for (file, why) in UNREAD_FILES {
+            if self.stat(&self.path.join(file))?.is_some() {
+                return Err(Fault::Refused(Refusal::new(format!("carries {file}, but {why}"))));
+            }
+        }
+        let Some(config) = self.stat(&self.path.join(CONFIG_FILE))? else {
+            let reason = format!("has no {CONFIG_FILE} in {}", self.path.display());
+            return Err(Fault::Refused(Refusal::new(reason)));
+        };
+        check_stamp(CONFIG_FILE, &config, MAX_CONFIG_BYTES)?;
+        let Some(tensors) = self.stat(&self.path.join(TENSORS_FILE))? else {
+            return Err(Fault::Refused(self.no_tensors()));
+        };
+        check_stamp(TENSORS_FILE, &tensors, max_tensors_bytes(self.base, &self.limits))?;
+        Ok([config, tensors])
+    }
+
+    fn no_tensors(self) -> Refusal {
+        let pickle = PICKLES.iter().find(|file| self.storage.stat(&self.path.join(file)).is_ok());
+        Refusal::new(match pickle {
+            Some(file) => format!(
+                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not read; \
+                 convert it by loading the adapter with peft and calling \
+                 save_pretrained(path, safe_serialization=True)"
+            ),
+            None => format!("has no {TENSORS_FILE} in {}", self.path.display()),
+        })
+    }
+
+    /// Opens both files before it reads either, and looks again afterwards: whoever swaps the
+    /// directory or writes into a file meanwhile is noticed.
+    fn read_once(self, max_bytes: u64) -> Result<Option<AdapterFiles>, Fault> {
+        // Asked before opening, because opening a pipe would wait for its writer.
+        let stamps = self.stamps()?;
+        if stamps[0].len + stamps[1].len > max_bytes {
+            return Ok(None);
+        }
+        let paths = [CONFIG_FILE, TENSORS_FILE].map(|file| self.path.join(file));
+        let [mut config, mut tensors] = [self.open(&paths[0])?, self.open(&paths[1])?];
+        let files = AdapterFiles {
+            config: read_exactly(&mut *config, &paths[0], stamps[0].len)?,
+            tensors: read_exactly(&mut *tensors, &paths[1], stamps[1].len)?,
+            stamps,
+        };
+        let is_same = |file: &dyn StoredFile, stamp| file.stat().is_ok_and(|now| now == stamp);
+        if is_same(&*config, stamps[0])
+            && is_same(&*tensors, stamps[1])
+            && self.is_unchanged(&stamps)
+        {
+            return Ok(Some(files));
+        }
+        Err(Fault::Changed)
+    }
+
+    fn open(self, path: &Path) -> Result<Box<dyn StoredFile>, Fault> {
+        self.storage.open(path).map_err(|cause| match is_nothing_there(&cause) {
+            // It was, a moment ago.
+            true => Fault::Changed,
+            false => Fault::Io { path: path.to_owned(), cause },
+        })
+    }
+}
+
+fn is_nothing_there(cause: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidFilename, InvalidInput, NotADirectory, NotFound};
+    matches!(cause.kind(), NotFound | NotADirectory | InvalidInput | InvalidFilename)
+}
+
+fn is_transient(cause: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, StaleNetworkFileHandle, TimedOut, WouldBlock};
+    matches!(cause.kind(), Interrupted | WouldBlock | TimedOut | StaleNetworkFileHandle)
+}
+
+fn check_stamp(file: &str, stamp: &FileStamp, max_bytes: u64) -> Result<(), Fault> {
+    if !stamp.is_file {
+        let reason = format!("has a {file} that is no regular file");
+        return Err(Fault::Refused(Refusal::new(reason)));
+    }
+    if stamp.len > max_bytes {
+        return Err(Fault::Refused(Refusal::new(format!(
+            "has a {file} of more than {max_bytes} bytes, the most that an adapter for this base \
+             can need"
+        ))));
+    }
+    Ok(())
+}
+
+/// The `len` bytes that the file had a moment ago, and not one more: a file can grow.
+fn read_exactly(file: &mut dyn StoredFile, path: &Path, len: u64) -> Result<Vec<u8>, Fault> {
+    let mut bytes = Vec::with_capacity(len as usize);
+    let read = file.take(len).read_to_end(&mut bytes);
+    read.map_err(|cause| Fault::Io { path: path.to_owned(), cause })?;
+    if bytes.len() as u64 != len {
+        return Err(Fault::Changed);
+    }
+    Ok(bytes)
 }

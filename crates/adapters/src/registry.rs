@@ -1,78 +1,33 @@
-//! Names → generations. In: names and paths. Out: leases. Loads run on blocking threads, one per
-//! name however many ask; a failed load is told to those who waited and then forgotten. Knows no
-//! HTTP, no device, and never reads a file twice: a loaded generation does not change.
+//! Names → generations. In: names and paths. Out: leases. A name is loaded once however many ask;
+//! what is in host memory does not change, and what had to leave it is read again when it is asked
+//! for. Knows no HTTP and no device.
 
+use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::error::AdapterError;
-use crate::lease::{AdapterLease, Generation};
-use crate::loads::{Shared, Source};
+use crate::info::{AdapterInfo, AdapterTier, RegistryStats};
+use crate::integrity;
+use crate::lease::{AdapterLease, Generation, Hold};
+use crate::loads::Shared;
 use crate::names::check_adapter_name;
-use crate::read::DEFAULT_MAX_LORA_RANK;
-use std::path::{Path, PathBuf};
+use crate::state::{Freed, Origin, State};
+use std::path::Path;
 use std::sync::Arc;
-use weft_types::{BaseModelSpec, ContentHash};
-
-/// What a registry serves.
-#[derive(Clone, Debug)]
-pub struct RegistryConfig {
-    /// The model that adapters must fit.
-    pub base: BaseModelSpec,
-    /// Its names: no adapter may have one of them.
-    pub base_names: Vec<String>,
-    /// The largest rank that is accepted.
-    pub max_lora_rank: usize,
-    /// Every sub-directory with an `adapter_config.json` is an adapter, found when first asked for.
-    pub adapter_dir: Option<PathBuf>,
-    /// Loads that run at once; more wait. Bounds the memory and threads that strangers can claim.
-    pub max_concurrent_loads: usize,
-}
-
-impl RegistryConfig {
-    /// No directory, no reserved names, ranks up to 512, two loads at once.
-    #[must_use]
-    pub fn new(base: BaseModelSpec) -> Self {
-        Self {
-            base,
-            base_names: Vec::new(),
-            max_lora_rank: DEFAULT_MAX_LORA_RANK,
-            adapter_dir: None,
-            max_concurrent_loads: 2,
-        }
-    }
-}
-
-/// Whether an adapter's weights are in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdapterState {
-    /// In memory.
-    Loaded,
-    /// In the adapter directory; loaded when first asked for.
-    Known,
-}
-
-/// What there is to say about an adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AdapterInfo {
-    /// Its name.
-    pub name: String,
-    /// Its directory, as it was given.
-    pub path: PathBuf,
-    /// Whether it is in memory.
-    pub state: AdapterState,
-    /// The largest rank of any module, if loaded.
-    pub rank: Option<usize>,
-    /// Bytes of its weights; 0 if not loaded.
-    pub num_bytes: usize,
-    /// If loaded.
-    pub content_hash: Option<ContentHash>,
-    /// Leases of the generation that the name resolves to now.
-    pub num_leases: usize,
-}
+use std::thread;
+use std::time::SystemTime;
+use tokio::time::Instant;
 
 /// The adapters of one server. A cheap clone; all clones are the same registry.
 #[derive(Clone, Debug)]
 pub struct AdapterRegistry {
     shared: Arc<Shared>,
+}
+
+/// What to do about a name whose source failed a moment ago.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum AfterFailure {
+    Remember,
+    TryAgain,
 }
 
 impl AdapterRegistry {
@@ -85,43 +40,55 @@ impl AdapterRegistry {
         Ok(Self { shared: Arc::new(Shared::new(config, directory)) })
     }
 
-    /// Loads an adapter on this thread: for the start of a server, before requests come.
+    /// [`Self::load`] for the start of a server: blocks, and needs no runtime.
     ///
     /// # Errors
     /// Those of [`Self::load`].
     pub fn add_static(&self, name: &str, path: &Path) -> Result<AdapterInfo, AdapterError> {
-        self.check_free(name)?;
-        if self.shared.state.lock().loaded.contains_key(name) {
-            return Err(AdapterError::AlreadyLoaded { name: name.to_owned() });
-        }
-        let weights = self.shared.read(name, path)?;
-        let (generation, _) = self.shared.state.lock().insert(name, path.to_owned(), weights);
-        Ok(info(&generation))
+        block_on(name, self.load(name, path, false))
     }
 
-    /// The generation that `name` stands for now, pinned. An adapter of the adapter directory is
-    /// loaded when first asked for. Goes on loading even if the caller goes away.
+    /// [`Self::pin`] for the start of a server: blocks, and needs no runtime.
     ///
     /// # Errors
-    /// [`AdapterError::NotFound`] for an unknown or unloaded name, else why its load failed.
+    /// Those of [`Self::pin`].
+    pub fn pin_static(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
+        block_on(name, self.pin(name))
+    }
+
+    /// The generation that `name` stands for now, leased. What is not in host memory is read: from
+    /// the adapter directory, or from where it was loaded last. Goes on loading even if the caller
+    /// goes away.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`] for an unknown or unloaded name, else why its load failed. After a
+    /// failure of the source the answer comes from memory for a while, 100 ms at first, and says so.
     pub async fn resolve(&self, name: &str) -> Result<AdapterLease, AdapterError> {
-        let loading = {
-            let mut state = self.shared.state.lock();
-            if let Some(generation) = state.loaded.get(name) {
-                return Ok(AdapterLease::pin(Arc::clone(generation)));
-            }
-            match state.loading.get(name) {
-                Some(loading) => loading.clone(),
-                None if self.shared.directory.is_none()
-                    || state.revoked.contains(name)
-                    || self.check_free(name).is_err() =>
-                {
-                    return Err(AdapterError::NotFound { name: name.to_owned() });
-                }
-                None => self.shared.start_load(&mut state, name, Source::Directory),
-            }
-        };
-        Ok(AdapterLease::pin(self.shared.wait(name, loading).await?))
+        let (generation, hold) = self.acquire(name, AfterFailure::Remember).await?;
+        self.shared.state.lock().hit(name, SystemTime::now());
+        Ok(AdapterLease::new(generation, hold))
+    }
+
+    /// Keeps an adapter in host memory until it is unpinned or unloaded; loads it if need be. A
+    /// replacement of that name is pinned, too.
+    ///
+    /// # Errors
+    /// Those of [`Self::resolve`], none of them from memory.
+    pub async fn pin(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
+        let (_generation, _hold) = self.acquire(name, AfterFailure::TryAgain).await?;
+        // Held, so it can be gone only because it was unloaded meanwhile.
+        let pinned = self.shared.state.lock().set_pinned(name, true);
+        pinned.ok_or_else(|| not_found(name))
+    }
+
+    /// Lets an adapter be evicted again.
+    ///
+    /// # Errors
+    /// [`AdapterError::NotFound`] if the name was never loaded.
+    pub fn unpin(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
+        let unpinned = self.shared.state.lock().set_pinned(name, false);
+        self.shared.room.notify_waiters();
+        unpinned.ok_or_else(|| not_found(name))
     }
 
     /// Loads the PEFT directory `path` as `name`. With `in_place` a loaded adapter of that name is
@@ -138,25 +105,28 @@ impl AdapterRegistry {
         in_place: bool,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_free(name)?;
-        let loading = loop {
+        let (loading, ticket) = loop {
             let other = {
                 let mut state = self.shared.state.lock();
                 match state.loading.get(name) {
                     Some(other) => other.clone(),
-                    None if state.loaded.contains_key(name) && !in_place => {
+                    None if state.names.contains_key(name) && !in_place => {
                         return Err(AdapterError::AlreadyLoaded { name: name.to_owned() });
                     }
                     None => {
-                        let source = Source::Path(path.to_owned());
-                        break self.shared.start_load(&mut state, name, source);
+                        let origin = Origin::Path(path.to_owned());
+                        break self.shared.register_load(&mut state, name, origin, true);
                     }
                 }
             };
             // Ours comes after the one in flight, whatever becomes of that.
             let _ = self.shared.wait(name, other).await;
         };
-        let generation = self.shared.wait(name, loading).await?;
-        Ok(info(&generation))
+        ticket.spawn();
+        let (_generation, _hold) = self.shared.wait(name, loading).await?;
+        // Held, so it can be gone only because it was unloaded meanwhile.
+        let info = self.shared.state.lock().names.get(name).map(|known| known.info(name));
+        info.ok_or_else(|| not_found(name))
     }
 
     /// Revokes a name at once. Running leases finish; the memory is freed with the last of them. An
@@ -169,64 +139,140 @@ impl AdapterRegistry {
         let owned = name.to_owned();
         let look = move || shared.directory.as_ref().is_some_and(|dir| dir.has(&owned));
         let in_directory = tokio::task::spawn_blocking(look).await.unwrap_or(false);
-        let generation = {
+        let mut freed = Freed::default();
+        let was_there = {
             let mut state = self.shared.state.lock();
-            let generation = state.loaded.remove(name);
+            let was_known = state.forget(name, &mut freed);
             let loading = state.loading.remove(name);
             let revoked = in_directory && state.revoked.insert(name.to_owned());
-            if generation.is_none() && !loading.is_some_and(|load| load.explicit) && !revoked {
-                return Err(AdapterError::NotFound { name: name.to_owned() });
-            }
-            generation
+            was_known || revoked || loading.is_some_and(|loading| loading.explicit)
         };
-        // Here and not under the lock: it may free gigabytes.
-        drop(generation);
-        Ok(())
+        drop(freed);
+        self.shared.room.notify_waiters();
+        if was_there { Ok(()) } else { Err(not_found(name)) }
     }
 
-    /// All loaded adapters, and those of the adapter directory that are not loaded yet, by name.
+    /// All adapters that were loaded, and those of the adapter directory that were not yet, by name.
     /// Reads the adapter directory.
     #[must_use]
     pub fn list(&self) -> Vec<AdapterInfo> {
         let names = self.shared.directory.as_ref().map_or_else(Vec::new, AdapterDirectory::names);
-        let state = self.shared.state.lock();
-        let mut infos: Vec<_> = state.loaded.values().map(|loaded| info(loaded)).collect();
-        for name in names {
-            if !state.loaded.contains_key(name.as_str()) && !state.revoked.contains(&name) {
-                infos.extend(self.known(&name));
-            }
-        }
+        let (mut infos, names) = {
+            let state = self.shared.state.lock();
+            let infos: Vec<_> = state.names.iter().map(|(name, known)| known.info(name)).collect();
+            let is_new = |name: &String| {
+                !state.names.contains_key(name.as_str()) && !state.revoked.contains(name)
+            };
+            (infos, names.into_iter().filter(is_new).collect::<Vec<_>>())
+        };
+        infos.extend(names.iter().filter_map(|name| self.unread(name)));
         infos.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         infos
     }
 
-    /// The adapter of that name, loaded or known. Looks into the adapter directory if not loaded.
+    /// The adapter of that name. Looks into the adapter directory if it was never loaded.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<AdapterInfo> {
         {
             let state = self.shared.state.lock();
-            if let Some(generation) = state.loaded.get(name) {
-                return Some(info(generation));
+            if let Some(known) = state.names.get(name) {
+                return Some(known.info(name));
             }
             if state.revoked.contains(name) {
                 return None;
             }
         }
-        self.known(name)
+        self.unread(name)
     }
 
-    /// The adapter of the adapter directory of that name.
-    fn known(&self, name: &str) -> Option<AdapterInfo> {
+    /// Memory and counters.
+    #[must_use]
+    pub fn stats(&self) -> RegistryStats {
+        self.shared.state.lock().stats()
+    }
+
+    /// Checks that what is counted is what is there. For tests and for the curious; takes time in
+    /// proportion to all that is known.
+    ///
+    /// # Errors
+    /// A sentence for each thing that is wrong.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        integrity::check(&self.shared.state.lock())
+    }
+
+    async fn acquire(
+        &self,
+        name: &str,
+        after_failure: AfterFailure,
+    ) -> Result<(Arc<Generation>, Hold), AdapterError> {
+        let mut failure_of_other = None;
+        loop {
+            let (loading, ticket) = {
+                let mut state = self.shared.state.lock();
+                if let Some((generation, resident)) = state.resident(name) {
+                    let hold = Hold::new_locked(resident, Arc::clone(&self.shared));
+                    return Ok((generation, hold));
+                }
+                if let Some(loading) = state.loading.get(name) {
+                    (loading.clone(), None)
+                } else {
+                    let Some(origin) = self.origin(&state, name) else {
+                        return Err(failure_of_other.unwrap_or_else(|| not_found(name)));
+                    };
+                    if after_failure == AfterFailure::Remember
+                        && let Some(error) = state.backoffs.remembered(name, Instant::now())
+                    {
+                        return Err(error);
+                    }
+                    let (loading, ticket) =
+                        self.shared.register_load(&mut state, name, origin, false);
+                    (loading, Some(ticket))
+                }
+            };
+            if let Some(ticket) = ticket {
+                ticket.spawn();
+            }
+            let explicit = loading.explicit;
+            match self.shared.wait(name, loading).await {
+                Ok(loaded) => return Ok(loaded),
+                // Another path failed than the one that this name has.
+                Err(error) if explicit && failure_of_other.is_none() => {
+                    failure_of_other = Some(error);
+                }
+                Err(AdapterError::NotFound { name }) => {
+                    return Err(failure_of_other.unwrap_or(AdapterError::NotFound { name }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Where a name is read from that is not in memory.
+    fn origin(&self, state: &State, name: &str) -> Option<Origin> {
+        if let Some(known) = state.names.get(name) {
+            return Some(known.origin.clone());
+        }
+        let may_be_there = self.shared.directory.is_some()
+            && !state.revoked.contains(name)
+            && self.check_free(name).is_ok();
+        may_be_there.then_some(Origin::Directory)
+    }
+
+    /// The adapter of the adapter directory of that name, never loaded.
+    fn unread(&self, name: &str) -> Option<AdapterInfo> {
         self.check_free(name).ok()?;
         let path = self.shared.directory.as_ref()?.find(name).ok()?;
         Some(AdapterInfo {
             name: name.to_owned(),
             path,
-            state: AdapterState::Known,
+            tier: AdapterTier::Source,
             rank: None,
             num_bytes: 0,
             content_hash: None,
             num_leases: 0,
+            pinned: false,
+            hits: 0,
+            last_used: None,
         })
     }
 
@@ -239,14 +285,22 @@ impl AdapterRegistry {
     }
 }
 
-fn info(generation: &Generation) -> AdapterInfo {
-    AdapterInfo {
-        name: generation.name.to_string(),
-        path: generation.path.clone(),
-        state: AdapterState::Loaded,
-        rank: Some(generation.weights.max_rank()),
-        num_bytes: generation.weights.num_bytes(),
-        content_hash: Some(generation.weights.content_hash),
-        num_leases: generation.num_leases(),
-    }
+fn not_found(name: &str) -> AdapterError {
+    AdapterError::NotFound { name: name.to_owned() }
+}
+
+/// Runs a future to its end on a thread of its own: this one may belong to a runtime, where blocking
+/// on another is refused.
+fn block_on<T: Send>(
+    name: &str,
+    future: impl Future<Output = Result<T, AdapterError>> + Send,
+) -> Result<T, AdapterError> {
+    let interrupted = || AdapterError::Interrupted { name: name.to_owned() };
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            runtime.map_err(|_| interrupted())?.block_on(future)
+        });
+        thread.join().unwrap_or_else(|_| Err(interrupted()))
+    })
 }

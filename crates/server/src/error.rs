@@ -12,8 +12,8 @@ use weft_adapters::AdapterError;
 use weft_engine::SubmitError;
 use weft_text::TextError;
 
-/// Seconds after which a client that met a full queue should come back.
-const RETRY_AFTER_SECONDS: &str = "1";
+/// Seconds after which a client that met a full queue should come back, if nothing better is known.
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// What went wrong, as the client is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,7 @@ pub(crate) struct ApiError {
     message: String,
     param: Option<String>,
     code: Option<&'static str>,
+    retry_after_s: Option<u64>,
 }
 
 /// The `error` object of OpenAI's API. `type` is one of vLLM's names, `code` one of OpenAI's.
@@ -42,7 +43,8 @@ pub(crate) struct ErrorEnvelope<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), param: None, code: None }
+        let message = message.into();
+        Self { status, kind, message, param: None, code: None, retry_after_s: None }
     }
 
     fn code(mut self, code: &'static str) -> Self {
@@ -177,6 +179,25 @@ impl ApiError {
     pub(crate) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message)
             .code("overloaded")
+            .retry_after(RETRY_AFTER_SECONDS)
+    }
+
+    /// This client asks for more than it can get now.
+    pub(crate) fn too_many(message: impl Into<String>, retry_after_s: u64) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message)
+            .code("rate_limit_exceeded")
+            .retry_after(retry_after_s)
+    }
+
+    /// A sequence did not begin to run in the time that it might wait.
+    pub(crate) fn expired() -> Self {
+        let message = "the request waited longer than it may (`queue_timeout`): try again later";
+        Self::too_many(message, RETRY_AFTER_SECONDS)
+    }
+
+    fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
     }
 
     /// Our own failure.
@@ -201,6 +222,11 @@ impl ApiError {
     pub(crate) fn from_submit(error: &SubmitError, prompt_param: &'static str) -> Self {
         match error {
             SubmitError::QueueFull { .. } => Self::overloaded(error.to_string()),
+            SubmitError::TenantQueueFull { .. } => {
+                Self::too_many(error.to_string(), RETRY_AFTER_SECONDS)
+            }
+            SubmitError::TooLate { wait_s } => Self::too_many(error.to_string(), *wait_s),
+            SubmitError::AdapterTooLarge { .. } => Self::invalid("model", error.to_string()),
             SubmitError::Stopped => Self::overloaded("the server is shutting down"),
             SubmitError::PromptTooLong { .. } => {
                 Self::context_exceeded(prompt_param, error.to_string())
@@ -265,9 +291,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.envelope())).into_response();
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            let seconds = HeaderValue::from_static(RETRY_AFTER_SECONDS);
-            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -13,7 +13,7 @@ use weft_adapters::AdapterLease;
 use weft_engine::RequestStream;
 use weft_text::{IncrementalDetokenizer, StopStrings};
 use weft_types::{
-    FinishReason, GenerateRequest, SamplingParams, StopConditions, TokenEvent, TokenId,
+    FinishReason, GenerateRequest, Queueing, SamplingParams, StopConditions, TokenEvent, TokenId,
     TokenLogprobs,
 };
 
@@ -38,6 +38,7 @@ pub(crate) struct SequenceInput {
     pub(crate) stop: StopConditions,
     pub(crate) text: TextOptions,
     pub(crate) cache_salt: Option<Arc<str>>,
+    pub(crate) queueing: Queueing,
 }
 
 /// What the client is told about the end.
@@ -71,8 +72,8 @@ pub(crate) enum TextEvent {
     Delta { text: String, drawn: Option<Drawn> },
     /// The sequence ended well.
     Finished { finish: Finish, cached_tokens: Option<usize> },
-    /// The sequence failed; the sentence is for the client.
-    Failed(String),
+    /// The sequence failed.
+    Failed(ApiError),
 }
 
 /// A running sequence. Dropping it cancels it.
@@ -122,14 +123,14 @@ impl TextSequence {
         lease: Option<AdapterLease>,
         input: SequenceInput,
     ) -> Result<Self, weft_engine::SubmitError> {
-        let SequenceInput { prompt, sampling, stop, text: options, cache_salt } = input;
+        let SequenceInput { prompt, sampling, stop, text: options, cache_salt, queueing } = input;
         let detokenizer = IncrementalDetokenizer::after_prompt(
             state.tokenizer().clone(),
             options.skip_special_tokens,
         );
         let stop_strings = StopStrings::new(options.stop_strings.clone(), options.include_stop);
         let timer = state.metrics().start_sequence();
-        let request = GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt };
+        let request = GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt, queueing };
         let stream = Some(state.engine().submit(request, lease)?);
         let (num_tokens, pending) = (0, VecDeque::new());
         Ok(Self { stream, detokenizer, stop_strings, options, stop, num_tokens, pending, timer })
@@ -151,8 +152,12 @@ impl TextSequence {
                 self.finish(self.finish_of(reason), Some(usage.cached_tokens));
                 self.pending.pop_front()
             }
-            Some(TokenEvent::Failed(error)) => Some(self.fail(error.to_string())),
-            None => Some(self.fail("the server stopped before the request ended".into())),
+            Some(TokenEvent::Failed(error)) => Some(self.fail(ApiError::internal(error.to_string()))),
+            Some(TokenEvent::Expired) => Some(self.fail(ApiError::expired())),
+            None => {
+                let message = "the server stopped before the request ended";
+                Some(self.fail(ApiError::internal(message)))
+            }
         }
     }
 
@@ -212,10 +217,10 @@ impl TextSequence {
         }
     }
 
-    fn fail(&mut self, message: String) -> TextEvent {
+    fn fail(&mut self, error: ApiError) -> TextEvent {
         self.stream = None;
         self.timer.finish("error");
-        TextEvent::Failed(message)
+        TextEvent::Failed(error)
     }
 }
 
@@ -257,7 +262,7 @@ pub(crate) async fn collect(sequences: Vec<TextSequence>) -> Result<Vec<Complete
                 sequence.finish = finish;
                 sequence.cached_tokens = cached_tokens;
             }
-            TextEvent::Failed(message) => return Err(ApiError::internal(message)),
+            TextEvent::Failed(error) => return Err(error),
         }
     }
     Ok(completed)

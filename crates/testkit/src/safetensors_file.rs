@@ -29,7 +29,7 @@ impl RawTensor {
             Dtype::Bf16 => {
                 values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect()
             }
-            Dtype::I8 => values.iter().map(|value| value.round() as i8 as u8).collect(),
+            Dtype::I8 => values.iter().map(|&value| (value as i8).cast_unsigned()).collect(),
         };
         let (name, shape) = (name.into(), shape.to_vec());
         Self { name, dtype: dtype_name(dtype).to_owned(), shape, data }

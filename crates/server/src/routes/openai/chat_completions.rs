@@ -14,6 +14,7 @@ use crate::json::JsonBody;
 use crate::sse;
 use crate::state::AppState;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures::stream::{self, StreamExt as _};
@@ -22,10 +23,12 @@ use std::sync::Arc;
 pub(crate) async fn create(
     State(state): State<AppState>,
     Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { model, chat, params } =
+    let ChatRequest { model, chat, mut params } =
         ChatRequest::read(&mut fields, state.tokenizer().vocab_size())?;
+    params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
     let lease = state.resolve(&model).await?;
 

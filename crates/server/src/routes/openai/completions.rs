@@ -13,6 +13,7 @@ use crate::json::JsonBody;
 use crate::sse;
 use crate::state::AppState;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse as _, Response};
 use axum::{Extension, Json};
 use futures::stream::{self, StreamExt as _};
@@ -23,9 +24,11 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 pub(crate) async fn create(
     State(state): State<AppState>,
     Extension(request_id): Extension<RequestId>,
+    headers: HeaderMap,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
     let mut request = CompletionRequest::read(&mut fields, state.tokenizer().vocab_size())?;
+    request.params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
     let lease = state.resolve(&request.model).await?;
 

@@ -16,6 +16,9 @@ const MAX_STOP_BYTES: usize = 1024;
 const MAX_STOP_TOKENS: usize = 1024;
 const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_SALT_BYTES: usize = 1024;
+const MAX_USER_BYTES: usize = 1024;
+/// Of `queue_timeout`: a day.
+const MAX_QUEUE_TIMEOUT_S: f64 = 86_400.0;
 /// The most alternatives that `logprobs`, `top_logprobs` and `prompt_logprobs` may ask for.
 pub(super) const MAX_LOGPROBS: u32 = 20;
 
@@ -35,6 +38,8 @@ pub(super) struct Params {
     /// `None` lets the route decide.
     pub(super) add_special_tokens: Option<bool>,
     pub(super) cache_salt: Option<Arc<str>>,
+    /// How long and with whom the request waits. Its tenant is the `user`, if one is named.
+    pub(super) queueing: Queueing,
 }
 
 /// When a sequence ends.
@@ -101,6 +106,7 @@ impl Params {
             },
             add_special_tokens: optional_boolean(fields, "add_special_tokens")?,
             cache_salt: cache_salt(fields)?,
+            queueing: queueing(fields)?,
         })
     }
 
@@ -113,6 +119,15 @@ impl Params {
         }
         self.sampling.prompt_logprobs = wanted;
         Ok(())
+    }
+
+    /// Who asks without naming a `user` is known by the API key.
+    pub(super) fn set_key_tenant(&mut self, headers: &HeaderMap) {
+        let key = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let key = key.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
+        if self.queueing.tenant.is_empty() && !key.is_empty() {
+            self.queueing.tenant = Arc::from(format!("key:{key}"));
+        }
     }
 
     /// One sequence per choice, each with a seed of its own.
@@ -138,6 +153,7 @@ impl Params {
                 named_stop_token_ids: self.stop.token_ids.clone(),
             },
             cache_salt: self.cache_salt.clone(),
+            queueing: self.queueing.clone(),
         };
         (0..self.num_choices).map(sequence).collect()
     }
@@ -248,6 +264,22 @@ fn max_tokens(fields: &mut Fields, least: u32) -> Result<Option<u32>, ApiError> 
         )),
         _ => Ok(new.or(old)),
     }
+}
+
+fn queueing(fields: &mut Fields) -> Result<Queueing, ApiError> {
+    let user = fields.string("user")?.unwrap_or_default();
+    if user.len() > MAX_USER_BYTES {
+        let message =
+            format!("`user` must have at most {MAX_USER_BYTES} bytes, but it has {}", user.len());
+        return Err(ApiError::invalid("user", message));
+    }
+    let priority = fields.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
+    let timeout = fields.number("queue_timeout", 0.0..=MAX_QUEUE_TIMEOUT_S)?;
+    Ok(Queueing {
+        tenant: if user.is_empty() { Arc::from("") } else { Arc::from(format!("user:{user}")) },
+        priority: priority.map_or(0, |priority| priority as i32),
+        timeout: timeout.map(Duration::from_secs_f64),
+    })
 }
 
 fn cache_salt(fields: &mut Fields) -> Result<Option<Arc<str>>, ApiError> {

@@ -41,7 +41,6 @@ const UNSUPPORTED: &[(&str, Neutral)] = &[
     ("logprob_token_ids", Neutral::Empty),
     ("logits_processors", Neutral::Empty),
     ("truncate_prompt_tokens", Neutral::Never),
-    ("priority", Neutral::Zero),
     ("chat_template", Neutral::Never),
     ("documents", Neutral::Empty),
     ("reasoning_effort", Neutral::OneOf(&["none"])),
@@ -82,7 +81,6 @@ pub(super) fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
     for name in WITHOUT_EFFECT {
         fields.any(name);
     }
-    fields.string("user")?;
     refuse_formats(fields)
 }
 

@@ -169,7 +169,7 @@ impl ChunkWriter {
                     chunks.push(self.final_usage());
                 }
             }
-            TextEvent::Failed(message) => return vec![Err(ApiError::internal(message))],
+            TextEvent::Failed(error) => return vec![Err(error)],
         }
         chunks.into_iter().map(Ok).collect()
     }

@@ -1,0 +1,107 @@
+//! Names whose source failed: with what, and when it is tried again. In: failures and the time. Out:
+//! the remembered error, as long as the source is left alone.
+
+use crate::error::AdapterError;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// After the first failure; doubles with each further one.
+const FIRST_DELAY: Duration = Duration::from_millis(100);
+
+const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// A failure that nobody asked about for so long counts no more.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
+#[derive(Debug, Default)]
+pub(crate) struct Backoffs {
+    by_name: HashMap<Arc<str>, Failure>,
+}
+
+#[derive(Debug)]
+struct Failure {
+    error: AdapterError,
+    delay: Duration,
+    retry_at: Instant,
+}
+
+impl Backoffs {
+    /// Remembers that the source of `name` failed, if the fault is the source's.
+    pub(crate) fn failed(&mut self, name: &Arc<str>, error: &AdapterError, now: Instant) {
+        if !error.is_of_source() {
+            return;
+        }
+        self.by_name.retain(|_, failure| now < failure.retry_at + FORGOTTEN_AFTER);
+        let last = self.by_name.get(name).map(|failure| failure.delay);
+        let delay = last.map_or(FIRST_DELAY, |last| (last * 2).min(MAX_DELAY));
+        let failure = Failure { error: error.clone(), delay, retry_at: now + delay };
+        self.by_name.insert(Arc::clone(name), failure);
+    }
+
+    /// What to answer instead of trying again, and when that ends.
+    pub(crate) fn remembered(&self, name: &str, now: Instant) -> Option<AdapterError> {
+        let failure = self.by_name.get(name)?;
+        let wait = failure.retry_at.checked_duration_since(now)?;
+        (wait > Duration::ZERO).then(|| failure.error.remembered(wait))
+    }
+
+    /// The source works, or the name is gone.
+    pub(crate) fn clear(&mut self, name: &str) {
+        self.by_name.remove(name);
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_name.keys()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io_error() -> AdapterError {
+        AdapterError::Io { name: "a".into(), path: "p".into(), message: "broken".into() }
+    }
+
+    #[test]
+    fn the_delay_doubles_up_to_ten_seconds_and_starts_again_after_a_success() {
+        let (mut backoffs, name) = (Backoffs::default(), Arc::from("a"));
+        let mut now = Instant::now();
+        let mut delays = Vec::new();
+        for _ in 0..9 {
+            backoffs.failed(&name, &io_error(), now);
+            let start = now;
+            while backoffs.remembered("a", now).is_some() {
+                now += Duration::from_millis(100);
+            }
+            delays.push((now - start).as_millis());
+        }
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        backoffs.clear("a");
+        backoffs.failed(&name, &io_error(), now);
+        assert!(backoffs.remembered("a", now + FIRST_DELAY).is_none());
+    }
+
+    #[test]
+    fn the_hint_ends_the_sentence_and_other_faults_are_not_remembered() {
+        let (mut backoffs, name, now) = (Backoffs::default(), Arc::from("a"), Instant::now());
+        backoffs.failed(&name, &AdapterError::NotFound { name: "a".into() }, now);
+        assert!(backoffs.remembered("a", now).is_none());
+        backoffs.failed(&name, &io_error(), now);
+        let words = backoffs.remembered("a", now).unwrap().to_string();
+        assert_eq!(
+            words,
+            "adapter \"a\" cannot be read from p: broken; it is tried again in 0.1 s"
+        );
+    }
+
+    #[test]
+    fn old_failures_of_other_names_are_forgotten() {
+        let (mut backoffs, now) = (Backoffs::default(), Instant::now());
+        backoffs.failed(&Arc::from("a"), &io_error(), now);
+        backoffs.failed(&Arc::from("b"), &io_error(), now + FORGOTTEN_AFTER * 2);
+        assert_eq!(backoffs.names().map(|name| &**name).collect::<Vec<_>>(), ["b"]);
+    }
+}
