@@ -22,7 +22,8 @@ const MEAN_TOKENS: f64 = 259.5;
 pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
     let costs = match &args.costs {
         Some(path) => {
-            let text = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            let text =
+                std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
             serde_json::from_slice(&text).with_context(|| path.display().to_string())?
         }
         None => CostModel::default(),
@@ -53,8 +54,7 @@ pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
     match args.workload {
         WorkloadChoice::Slora => {
             let rate = args.rate.unwrap_or_else(|| 0.9 * capacity(args, &costs));
-            let load =
-                SLoraLoad { alpha: args.alpha, rate, cv: args.cv, duration_s: 1.0 };
+            let load = SLoraLoad { alpha: args.alpha, rate, cv: args.cv, duration_s: 1.0 };
             let trace = SyntheticTrace {
                 num_requests: args.requests,
                 ..SyntheticTrace::s_lora(args.setting, args.adapters, load, args.seed)

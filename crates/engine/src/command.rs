@@ -11,6 +11,8 @@ pub(crate) enum Command {
     Submit(Box<Submission>),
     /// Whether what has this content stays on the device once it is there.
     Pin(ContentHash, bool),
+    /// Nobody will ask for what has this content: it may leave the device.
+    Discard(ContentHash),
     /// Nothing but a reason to look at [`crate::shared::Phase`].
     Wake,
 }

@@ -135,6 +135,12 @@ impl EngineHandle {
         let _ = self.inner.commands.send(Command::Pin(content, is_pinned));
     }
 
+    /// Takes what has this content off the device, pinned or not, if no request uses it; else it
+    /// leaves like others.
+    pub fn discard(&self, content: ContentHash) {
+        let _ = self.inner.commands.send(Command::Discard(content));
+    }
+
     /// What the executor can hold.
     #[must_use]
     pub fn limits(&self) -> &ExecutorLimits {

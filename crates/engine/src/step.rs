@@ -104,6 +104,7 @@ impl Engine {
                 Ok(Command::Pin(content, is_pinned)) => {
                     self.scheduler.set_pinned(content, is_pinned);
                 }
+                Ok(Command::Discard(content)) => self.scheduler.discard(content),
                 Ok(Command::Wake) => {}
                 Err(TryRecvError::Empty) => break false,
                 Err(TryRecvError::Disconnected) => break true,

@@ -161,6 +161,13 @@ impl Memory {
         self.residency.set_pinned(hash, is_pinned, &mut *self.policy, &self.costs, now);
     }
 
+    /// Takes an adapter off the device if no sequence names it.
+    pub(crate) fn discard(&mut self, hash: ContentHash) {
+        if let Some(id) = self.residency.unnamed(hash) {
+            self.evict_adapter(id);
+        }
+    }
+
     /// Takes a pinned adapter, other than `but`, off the device that no running sequence uses. False
     /// if there is none.
     pub(crate) fn evict_pinned(&mut self, but: Option<AdapterId>) -> bool {

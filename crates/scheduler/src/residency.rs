@@ -307,6 +307,12 @@ impl Residency {
         unused.next()
     }
 
+    /// The idle adapter with this content that no sequence waits for.
+    pub(crate) fn unnamed(&self, hash: ContentHash) -> Option<AdapterId> {
+        let id = *self.by_hash.get(&hash)?;
+        self.entry(id).idle_as.filter(|key| !key.is_wanted).map(|_| id)
+    }
+
     /// Takes a resident adapter that no running sequence uses off the device.
     pub(crate) fn evict(&mut self, id: AdapterId) -> Box<[BlockId]> {
         debug_assert_eq!(self.entry(id).num_running, 0);

@@ -193,6 +193,12 @@ impl Scheduler {
         self.may_look_ahead = true;
     }
 
+    /// Takes the adapter with this content off the device if no sequence names it. Unpins it.
+    pub fn discard(&mut self, hash: ContentHash) {
+        self.memory.set_pinned(hash, false);
+        self.memory.discard(hash);
+    }
+
     /// Adapters that waiting or running sequences name, and those on the device.
     pub fn adapters(&self) -> impl Iterator<Item = ResidentAdapter> {
         self.memory.residency.iter().map(|(_, entry)| ResidentAdapter {

@@ -24,6 +24,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .route("/v1/adapters", get(adapters::list))
+        .route("/v1/adapters/{*path}", post(adapters::act))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(health::health))

@@ -251,7 +251,12 @@ impl ApiError {
             | AdapterError::InvalidName { .. }
             | AdapterError::NameIsBase { .. }
             | AdapterError::PathNotFound { .. } => return Self::unknown_model(model),
-            AdapterError::Interrupted { .. } => return Self::overloaded(error.to_string()),
+            AdapterError::Interrupted { .. } | AdapterError::HostMemoryFull { .. } => {
+                return Self::overloaded(error.to_string());
+            }
+            AdapterError::HostMemoryTooSmall { .. } => {
+                return Self::invalid("model", error.to_string());
+            }
             AdapterError::Rejected { reason, .. } => format!("it {reason}"),
             _ => {
                 tracing::warn!(%error, "an adapter cannot be read");
@@ -280,8 +285,11 @@ impl ApiError {
             AdapterError::NotFound { .. } => {
                 Self::overloaded(format!("the adapter '{name}' was unloaded while it was loading"))
             }
-            AdapterError::Interrupted { .. } => Self::overloaded(error.to_string()),
+            AdapterError::Interrupted { .. } | AdapterError::HostMemoryFull { .. } => {
+                Self::overloaded(error.to_string())
+            }
             AdapterError::Rejected { .. }
+            | AdapterError::HostMemoryTooSmall { .. }
             | AdapterError::Io { .. }
             | AdapterError::Directory { .. } => Self::invalid("lora_path", error.to_string()),
         }

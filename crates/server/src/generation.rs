@@ -130,7 +130,8 @@ impl TextSequence {
         );
         let stop_strings = StopStrings::new(options.stop_strings.clone(), options.include_stop);
         let timer = state.metrics().start_sequence();
-        let request = GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt, queueing };
+        let request =
+            GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt, queueing };
         let stream = Some(state.engine().submit(request, lease)?);
         let (num_tokens, pending) = (0, VecDeque::new());
         Ok(Self { stream, detokenizer, stop_strings, options, stop, num_tokens, pending, timer })
@@ -152,7 +153,9 @@ impl TextSequence {
                 self.finish(self.finish_of(reason), Some(usage.cached_tokens));
                 self.pending.pop_front()
             }
-            Some(TokenEvent::Failed(error)) => Some(self.fail(ApiError::internal(error.to_string()))),
+            Some(TokenEvent::Failed(error)) => {
+                Some(self.fail(ApiError::internal(error.to_string())))
+            }
             Some(TokenEvent::Expired) => Some(self.fail(ApiError::expired())),
             None => {
                 let message = "the server stopped before the request ended";

@@ -11,6 +11,7 @@ use prometheus::{
     TextEncoder,
 };
 use std::time::Instant;
+use weft_engine::{MemoryStats, PoolUse};
 
 /// The content type of the text format.
 pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -171,6 +172,7 @@ pub(crate) fn render(state: &AppState) -> Vec<u8> {
 /// The engine's counters and gauges, as they are now.
 fn engine_families(state: &AppState) -> Vec<MetricFamily> {
     let (stats, limits) = (state.engine().stats(), state.engine().limits());
+    let memory = stats.memory();
     let base_name = &state.metrics().base_name;
     let gauge = |name: &str, help: &str, value: f64| {
         let gauge = Gauge::with_opts(opts(name, help, base_name)).expect("names are valid");
@@ -182,7 +184,7 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
         counter.inc_by(value);
         counter.collect()
     };
-    let used_share = stats.blocks_used() as f64 / limits.num_blocks.max(1) as f64;
+    let used_share = memory.pool.kv as f64 / limits.num_blocks.max(1) as f64;
     let families = [
         gauge("vllm:num_requests_running", "Sequences that run.", stats.running() as f64),
         gauge("vllm:num_requests_waiting", "Sequences that wait.", stats.waiting() as f64),
@@ -201,10 +203,75 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
             "Tokens found in the prefix cache.",
             stats.prefix_hits(),
         ),
+        counter(
+            "weft:requests_expired_total",
+            "Requests that waited longer than they may.",
+            stats.expired(),
+        ),
+        counter(
+            "weft:pool_audit_failures_total",
+            "Audits of the memory pool that found a bug.",
+            stats.damages(),
+        ),
         lora_info(state),
         cache_info(state),
+        pool_chunks(&memory, base_name),
     ];
-    families.into_iter().flatten().collect()
+    families.into_iter().flatten().chain(adapter_families(state, &memory)).collect()
+}
+
+/// Chunks of the device's memory pool, by what is in them.
+fn pool_chunks(memory: &MemoryStats, base_name: &str) -> Vec<MetricFamily> {
+    let opts = opts("weft:pool_chunks", "Chunks of the device's memory pool.", base_name);
+    let gauge = GaugeVec::new(opts, &["state"]).expect("names are valid");
+    let PoolUse { free, kv, prefix, adapters, idle_adapters, .. } = memory.pool;
+    for (state, chunks) in [
+        ("free", free),
+        ("kv", kv),
+        ("prefix", prefix),
+        ("adapters", adapters),
+        ("idle_adapters", idle_adapters),
+    ] {
+        gauge.with_label_values(&[state]).set(chunks as f64);
+    }
+    gauge.collect()
+}
+
+/// Adapters between source, host and device.
+fn adapter_families(state: &AppState, memory: &MemoryStats) -> Vec<MetricFamily> {
+    let base_name = &state.metrics().base_name;
+    let host = state.adapters().stats();
+    let chunk_bytes = state.engine().limits().chunk_bytes as u64;
+    let device = memory.counters;
+    let num_resident = memory.adapters.iter().filter(|adapter| adapter.is_resident).count();
+    let gauges = [
+        ("weft:adapters_on_device", "Adapters on the device.", num_resident as f64),
+        ("weft:adapters_in_host_memory", "Adapters in host memory.", host.num_in_host as f64),
+        ("weft:adapters_loading", "Loads from sources in flight.", host.num_loading as f64),
+        ("weft:adapter_host_bytes", "Host memory of adapters.", host.host_bytes as f64),
+    ];
+    let counters = [
+        ("weft:adapter_hits_total", "Sequences that found their adapter loaded.", device.hits),
+        ("weft:adapter_misses_total", "Sequences that waited for it.", device.misses),
+        ("weft:adapter_loads_total", "Copies to the device.", device.loads),
+        ("weft:adapter_loaded_bytes_total", "Bytes of those.", device.loaded_chunks * chunk_bytes),
+        ("weft:adapter_evictions_total", "Adapters that left the device.", device.evictions),
+        ("weft:adapter_host_evictions_total", "Adapters that left the host.", host.evictions),
+        ("weft:adapter_source_loads_total", "Loads from sources.", host.loads_ok),
+        ("weft:adapter_source_failures_total", "Those that failed.", host.loads_failed),
+        ("weft:adapter_source_bytes_total", "Bytes read from sources.", host.bytes_read),
+    ];
+    let gauges = gauges.into_iter().flat_map(|(name, help, value)| {
+        let gauge = Gauge::with_opts(opts(name, help, base_name)).expect("names are valid");
+        gauge.set(value);
+        gauge.collect()
+    });
+    let counters = counters.into_iter().flat_map(|(name, help, value)| {
+        let counter = IntCounter::with_opts(opts(name, help, base_name)).expect("names are valid");
+        counter.inc_by(value);
+        counter.collect()
+    });
+    gauges.chain(counters).collect()
 }
 
 /// One series only: gateways take the newest, and old ones would pile up.

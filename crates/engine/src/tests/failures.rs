@@ -3,7 +3,10 @@
 use super::*;
 use crate::SubmitError;
 use crate::sim::Fault;
-use weft_types::{ExecuteError, Executor, SeqId, StepOutput, StepPlan};
+use std::sync::Arc;
+use weft_types::{
+    AdapterId, AdapterLoad, ExecuteError, Executor, PackedAdapter, SeqId, StepOutput, StepPlan,
+};
 
 #[tokio::test]
 async fn a_failing_step_fails_its_sequences_and_the_engine_goes_on() {
@@ -38,6 +41,18 @@ struct Broken(SimExecutor);
 impl Executor for Broken {
     fn limits(&self) -> ExecutorLimits {
         self.0.limits()
+    }
+
+    fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
+        self.0.load_adapter(load, adapter);
+    }
+
+    fn finished_loads(&mut self, finished: &mut Vec<AdapterId>) {
+        self.0.finished_loads(finished);
+    }
+
+    fn unload_adapter(&mut self, adapter: AdapterId) {
+        self.0.unload_adapter(adapter);
     }
 
     fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec) {

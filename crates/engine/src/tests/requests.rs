@@ -96,6 +96,7 @@ async fn prompt_log_probabilities_come_whole_and_before_the_tokens() {
                 }
                 TokenEvent::Finished { usage, .. } => assert_eq!(usage.cached_tokens, 0),
                 TokenEvent::Failed(error) => panic!("{error}"),
+                TokenEvent::Expired => panic!("it has no deadline"),
             }
         }
         let tokens: Vec<_> = of_prompt.iter().map(|logprobs| logprobs.chosen.token).collect();
@@ -107,7 +108,7 @@ async fn prompt_log_probabilities_come_whole_and_before_the_tokens() {
 
 #[tokio::test]
 async fn stop_tokens_and_zero_max_tokens_end_a_request() {
-    let next_token = Box::new(|tokens: &[TokenId], _: Option<&_>| tokens.len() as TokenId);
+    let next_token = Box::new(|tokens: &[TokenId], _: Option<_>| tokens.len() as TokenId);
     let engine = engine(sim().with_next_token(next_token));
     let mut with_stop = request(&[1, 2, 3], 50);
     with_stop.stop.stop_token_ids = vec![4, 6];

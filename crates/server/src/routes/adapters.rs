@@ -1,56 +1,130 @@
 //! Adapters at run time: vLLM's `/v1/load_lora_adapter` and `/v1/unload_lora_adapter`, text for
-//! text, and `/v1/adapters`, which lists what is there.
+//! text, and `/v1/adapters`, which lists and pins what is there.
 
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::json::JsonBody;
 use crate::state::AppState;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use serde::Serialize;
-use std::path::Path;
-use weft_adapters::{AdapterInfo, AdapterState};
+use std::collections::HashSet;
+use std::time::UNIX_EPOCH;
+use weft_adapters::{AdapterInfo, AdapterTier};
+use weft_engine::PoolUse;
+use weft_types::ContentHash;
 
 /// One adapter of `/v1/adapters`.
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterEntry {
     name: String,
     path: String,
-    /// `loaded`, or `known`: in the adapter directory, loaded when first asked for.
-    state: &'static str,
+    /// The fastest tier that has it: `device`, `host`, or `source`, from which it is read when
+    /// asked for.
+    tier: &'static str,
+    /// Never evicted.
+    pinned: bool,
     rank: Option<usize>,
+    /// In host memory and on the device.
     bytes: usize,
     hash: Option<String>,
     /// Sequences that hold it.
     leases: usize,
+    /// How often it was asked for.
+    hits: u64,
+    /// Unix seconds.
+    last_used: Option<u64>,
 }
 
-/// All adapters.
+/// How the device's memory is used, in chunks.
+#[derive(Debug, Serialize)]
+struct Pool {
+    chunk_bytes: usize,
+    chunks: usize,
+    free: usize,
+    kv: usize,
+    prefix: usize,
+    adapters: usize,
+    idle_adapters: usize,
+}
+
+/// Host memory for adapters, in bytes.
+#[derive(Debug, Serialize)]
+struct HostMemory {
+    used: usize,
+    budget: Option<usize>,
+}
+
+/// All adapters, and where there is room for them.
 #[derive(Debug, Serialize)]
 pub(crate) struct AdapterList {
     object: &'static str,
     data: Vec<AdapterEntry>,
+    pool: Pool,
+    host_memory: HostMemory,
 }
 
 pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<AdapterList>, ApiError> {
     let registry = state.adapters().clone();
-    let infos = state.offload().run_blocking(move || registry.list()).await?;
-    Ok(Json(AdapterList { object: "list", data: infos.into_iter().map(entry).collect() }))
+    let (infos, stats) =
+        state.offload().run_blocking(move || (registry.list(), registry.stats())).await?;
+    let memory = state.engine().stats().memory();
+    let resident: HashSet<ContentHash> =
+        memory.adapters.iter().filter(|one| one.is_resident).map(|one| one.hash).collect();
+    let PoolUse { num_chunks, free, kv, prefix, adapters, idle_adapters } = memory.pool;
+    let chunk_bytes = state.engine().limits().chunk_bytes;
+    let pool = Pool { chunk_bytes, chunks: num_chunks, free, kv, prefix, adapters, idle_adapters };
+    Ok(Json(AdapterList {
+        object: "list",
+        data: infos.into_iter().map(|info| entry(info, &resident)).collect(),
+        pool,
+        host_memory: HostMemory { used: stats.host_bytes, budget: stats.host_budget_bytes },
+    }))
 }
 
-fn entry(info: AdapterInfo) -> AdapterEntry {
+fn entry(info: AdapterInfo, resident: &HashSet<ContentHash>) -> AdapterEntry {
+    let is_resident = info.content_hash.is_some_and(|hash| resident.contains(&hash));
     AdapterEntry {
         name: info.name,
         path: info.path.display().to_string(),
-        state: match info.state {
-            AdapterState::Loaded => "loaded",
-            AdapterState::Known => "known",
+        tier: match info.tier {
+            _ if is_resident => "device",
+            AdapterTier::Host => "host",
+            AdapterTier::Source => "source",
         },
+        pinned: info.pinned,
         rank: info.rank,
         bytes: info.num_bytes,
         hash: info.content_hash.map(|hash| hash.to_string()),
         leases: info.num_leases,
+        hits: info.hits,
+        last_used: info
+            .last_used
+            .and_then(|time| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())),
     }
+}
+
+/// `POST /v1/adapters/NAME/pin` and `…/unpin`: whether the adapter may leave host and device.
+pub(crate) async fn act(
+    State(state): State<AppState>,
+    Path(path): Path<String>,
+) -> Result<Json<AdapterEntry>, ApiError> {
+    require_allowed(&state)?;
+    let registry = state.adapters();
+    let info = match path.rsplit_once('/') {
+        Some((name, "pin")) => {
+            registry.pin(name).await.map_err(|error| ApiError::from_resolve(&error, name))?
+        }
+        Some((name, "unpin")) => {
+            registry.unpin(name).map_err(|error| ApiError::from_resolve(&error, name))?
+        }
+        _ => return Err(ApiError::unknown_route("POST", &format!("/v1/adapters/{path}"))),
+    };
+    if let Some(hash) = info.content_hash {
+        state.engine().set_pinned(hash, info.pinned);
+    }
+    tracing::info!(adapter = info.name, pinned = info.pinned, "adapter pinned or unpinned");
+    Ok(Json(entry(info, &HashSet::new())))
 }
 
 pub(crate) async fn load(
@@ -65,8 +139,15 @@ pub(crate) async fn load(
         let message = "`is_3d_lora_weight` is not supported by this server yet";
         return Err(ApiError::unsupported("is_3d_lora_weight", message));
     }
-    let loaded = state.adapters().load(&name, Path::new(&path), in_place).await;
+    let before = state.adapters().get(&name).filter(|info| info.pinned);
+    let loaded = state.adapters().load(&name, path.as_ref(), in_place).await;
     let info = loaded.map_err(|error| ApiError::from_load(&error, &name, &path))?;
+    if let Some(before) = before.and_then(|info| info.content_hash) {
+        state.engine().set_pinned(before, false);
+    }
+    if let Some(hash) = info.content_hash.filter(|_| info.pinned) {
+        state.engine().set_pinned(hash, true);
+    }
     tracing::info!(adapter = name, rank = info.rank, bytes = info.num_bytes, "adapter loaded");
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
@@ -78,8 +159,12 @@ pub(crate) async fn unload(
     require_allowed(&state)?;
     let name = required(&mut fields, "lora_name")?;
     fields.integer("lora_int_id", i64::MIN..=i64::MAX)?;
+    let before = state.adapters().get(&name).and_then(|info| info.content_hash);
     let unloaded = state.adapters().unload(&name).await;
     unloaded.map_err(|_| ApiError::unknown_adapter(&name))?;
+    if let Some(hash) = before {
+        state.engine().discard(hash);
+    }
     tracing::info!(adapter = name, "adapter unloaded");
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }

@@ -113,6 +113,7 @@ impl Server {
         let limits = ExecutorLimits {
             block_size: 16,
             num_blocks: options.max_model_len.div_ceil(16) * 4,
+            chunk_bytes: 1 << 16,
             max_model_len: options.max_model_len,
             max_num_seqs: options.max_num_seqs,
             max_num_batched_tokens: 1024,

@@ -8,14 +8,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use weft_types::{
-    ExecuteError, Executor, ExecutorLimits, PlannedSequence, SeqId, SequenceOutput, SequenceSpec,
-    StepOutput, StepPlan, TokenId, TokenLogprob, TokenLogprobs,
+    AdapterId, AdapterLoad, ExecuteError, Executor, ExecutorLimits, PackedAdapter, PlannedSequence,
+    SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenId, TokenLogprob,
+    TokenLogprobs,
 };
 
 pub(crate) struct Parrot {
     limits: ExecutorLimits,
     sequences: HashMap<SeqId, SequenceSpec>,
     seen: Seen,
+    /// Since the last question.
+    loaded: Vec<AdapterId>,
 }
 
 /// Every sequence that the engine announced, in order.
@@ -27,7 +30,7 @@ pub(crate) fn token(byte: u8) -> TokenId {
 
 impl Parrot {
     pub(crate) fn new(limits: ExecutorLimits, seen: Seen) -> Self {
-        Self { limits, sequences: HashMap::new(), seen }
+        Self { limits, sequences: HashMap::new(), seen, loaded: Vec::new() }
     }
 
     fn run(&self, planned: &PlannedSequence) -> SequenceOutput {
@@ -86,6 +89,16 @@ impl Executor for Parrot {
     fn limits(&self) -> ExecutorLimits {
         self.limits.clone()
     }
+
+    fn load_adapter(&mut self, load: &AdapterLoad, _: Arc<PackedAdapter>) {
+        self.loaded.push(load.adapter);
+    }
+
+    fn finished_loads(&mut self, finished: &mut Vec<AdapterId>) {
+        finished.append(&mut self.loaded);
+    }
+
+    fn unload_adapter(&mut self, _: AdapterId) {}
 
     fn add_sequence(&mut self, seq: SeqId, spec: SequenceSpec) {
         self.seen.lock().unwrap().push(spec.clone());

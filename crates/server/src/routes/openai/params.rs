@@ -4,10 +4,12 @@ use crate::error::ApiError;
 use crate::fields::{self, Fields};
 use crate::generation::{SequenceInput, TextOptions};
 use crate::random::{derive_seed, random_u64};
+use axum::http::{HeaderMap, header};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use weft_types::{SamplingParams, StopConditions, TokenId};
+use std::time::Duration;
+use weft_types::{Queueing, SamplingParams, StopConditions, TokenId};
 
 /// `n`
 const MAX_CHOICES: u32 = 16;
