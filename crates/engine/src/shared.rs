@@ -69,19 +69,13 @@ impl Shared {
         self.began.elapsed().as_millis() as u64
     }
 
-    /// Counts one more request, unless `max_waiting` are accepted and do not run yet, or the tenant
-    /// has its share of them: half, so that nobody fills the queue alone.
+    /// Counts one more request, unless `max_waiting` are accepted and do not run yet, or nearly all
+    /// of them are this tenant's: an eighth is kept for others.
     pub(crate) fn take_slot(
         self: &Arc<Self>,
         tenant: &Arc<str>,
         max_waiting: usize,
     ) -> Result<LiveSlot, SubmitError> {
-        let max_of_tenant = max_waiting.div_ceil(2) + self.limits.max_num_seqs;
-        let mut tenants = self.tenants.lock();
-        let of_tenant = tenants.get(tenant).copied().unwrap_or(0);
-        if of_tenant >= max_of_tenant {
-            return Err(SubmitError::TenantQueueFull { max: max_of_tenant });
-        }
         let running = self.stats.running();
         let may_enter =
             |live: usize| (live.saturating_sub(running) < max_waiting).then(|| live + 1);
@@ -89,8 +83,14 @@ impl Shared {
             .live
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, may_enter)
             .map_err(|_| SubmitError::QueueFull { max: max_waiting })?;
-        tenants.insert(Arc::clone(tenant), of_tenant + 1);
-        Ok(LiveSlot { shared: Arc::clone(self), tenant: Arc::clone(tenant) })
+        // From here on it is counted, and uncounted when dropped.
+        *self.tenants.lock().entry(Arc::clone(tenant)).or_insert(0) += 1;
+        let slot = LiveSlot { shared: Arc::clone(self), tenant: Arc::clone(tenant) };
+        let max_of_tenant = max_waiting - max_waiting / 8 + self.limits.max_num_seqs;
+        if self.tenants.lock().get(tenant).is_some_and(|&count| count > max_of_tenant) {
+            return Err(SubmitError::TenantQueueFull { max: max_of_tenant });
+        }
+        Ok(slot)
     }
 }
 

@@ -13,7 +13,6 @@ enum Neutral {
     /// None does.
     Never,
     False,
-    Zero,
     /// `""`, `[]` or `{}`
     Empty,
     OneOf(&'static [&'static str]),
@@ -108,7 +107,6 @@ impl Neutral {
         match self {
             Self::Never => false,
             Self::False => value == &Value::Bool(false),
-            Self::Zero => value.as_f64() == Some(0.0),
             Self::Empty => match value {
                 Value::String(text) => text.is_empty(),
                 Value::Array(items) => items.is_empty(),
