@@ -119,7 +119,10 @@ impl Ticket {
                     continue;
                 }
             };
-            match self.publish(path.clone(), lowered, seconds) {
+            let mut freed = Freed::default();
+            let published = self.publish(path.clone(), lowered, seconds, &mut freed);
+            freed.drop_elsewhere().await;
+            match published {
                 Ok(published) => return published,
                 Err(packed_bytes) => {
                     num_bytes = packed_bytes;
@@ -203,7 +206,7 @@ impl Ticket {
             room.as_mut().enable();
             let mut freed = Freed::default();
             let reserved = shared.state.lock().reserve(self.id, num_bytes, &mut freed);
-            drop(freed);
+            freed.drop_elsewhere().await;
             match reserved {
                 Ok(()) => return Ok(()),
                 Err(NoRoom::Ever) => return Err(self.memory_too_small(num_bytes)),
@@ -217,8 +220,13 @@ impl Ticket {
 
     /// Makes the name stand for what was loaded. The error is the size of what found no room: it is
     /// a little more than its files were.
-    fn publish(&self, path: PathBuf, lowered: Lowered, seconds: f64) -> Result<Outcome, usize> {
-        let mut freed = Freed::default();
+    fn publish(
+        &self,
+        path: PathBuf,
+        lowered: Lowered,
+        seconds: f64,
+        freed: &mut Freed,
+    ) -> Result<Outcome, usize> {
         let (content_hash, weights, _held) = match lowered {
             Lowered::Packed(packed) => (packed.content_hash, Some(packed), None),
             Lowered::InMemory(hold) => (hold.resident.weights.content_hash, None, Some(hold)),
@@ -233,7 +241,7 @@ impl Ticket {
             let name = self.name.to_string();
             return Ok(Err(AdapterError::NotFound { name }));
         }
-        let published = match state.insert(loaded, &mut freed) {
+        let published = match state.insert(loaded, freed) {
             Ok((generation, resident)) => {
                 Ok((generation, Hold::new_locked(resident, Arc::clone(&self.shared))))
             }

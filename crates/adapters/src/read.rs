@@ -48,8 +48,8 @@ const MAX_TRANSIENT_RETRIES: u32 = 3;
 /// Files that change while they are read are read again so often.
 const MAX_CHANGES: u32 = 5;
 
-/// Before the first retry; doubles with each further one.
-const RETRY_DELAY: Duration = Duration::from_millis(5);
+/// Before the first retry; four times as long before each further one.
+const RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// Where an adapter is read from, and as what.
 #[derive(Clone, Copy)]
@@ -180,7 +180,7 @@ impl ReadFrom<'_> {
                 }
                 Err(fault) => return Err(self.error(fault)),
             };
-            thread::sleep(RETRY_DELAY * (1 << (num_retries - 1)));
+            thread::sleep(RETRY_DELAY * 4_u32.pow(num_retries - 1));
         }
     }
 

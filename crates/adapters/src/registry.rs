@@ -147,7 +147,7 @@ impl AdapterRegistry {
             let revoked = in_directory && state.revoked.insert(name.to_owned());
             was_known || revoked || loading.is_some_and(|loading| loading.explicit)
         };
-        drop(freed);
+        freed.drop_elsewhere().await;
         self.shared.room.notify_waiters();
         if was_there { Ok(()) } else { Err(not_found(name)) }
     }

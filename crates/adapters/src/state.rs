@@ -76,12 +76,23 @@ pub(crate) struct Loaded {
     pub(crate) seconds: f64,
 }
 
-/// To be dropped where no lock is held.
+/// To be dropped where no lock is held, and better not on a thread that others wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Freed {
     pub(crate) evicted: Vec<Evicted>,
     pub(crate) residents: Vec<Arc<Resident>>,
     pub(crate) packed: Option<PackedAdapter>,
+}
+
+impl Freed {
+    /// Drops it on a blocking thread. Only on a runtime.
+    pub(crate) async fn drop_elsewhere(self) {
+        if self.evicted.is_empty() && self.residents.is_empty() && self.packed.is_none() {
+            return;
+        }
+        // An error means that the runtime ends; it is dropped then, too.
+        let _ = tokio::task::spawn_blocking(move || drop(self)).await;
+    }
 }
 
 #[derive(Debug)]

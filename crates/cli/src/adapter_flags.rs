@@ -1,9 +1,13 @@
-//! Which adapters the flags name. In: `--adapter`, `--lora-modules`. Out: names and paths, checked
-//! for form and for doubles; not for what lies at the paths.
+//! Which adapters the flags name, and a registry that serves them. In: `--adapter`,
+//! `--lora-modules`, and what is said about memory. Out: names and paths, checked for form and for
+//! doubles; then the registry, with what was named loaded and pinned.
 
 use crate::args::AdapterArgs;
+use crate::args::serve::AdapterDtypeChoice;
 use serde::Deserialize;
 use std::path::PathBuf;
+use weft_adapters::{AdapterDtype, AdapterError, AdapterRegistry, RegistryConfig};
+use weft_types::BaseModelSpec;
 
 /// An adapter to load at start.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,17 @@ pub enum AdapterFlagError {
     /// One name twice.
     #[error("the adapter name `{0}` is given twice")]
     Twice(String),
+    /// An adapter cannot be served.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// An adapter cannot be pinned.
+    #[error("--pin {name}: {cause}")]
+    Pin {
+        /// Which.
+        name: String,
+        /// Why.
+        cause: AdapterError,
+    },
 }
 
 /// vLLM's JSON form. Its `base_model_name` is for the model card, which we fill ourselves.
@@ -75,6 +90,51 @@ pub fn named_adapters(args: &AdapterArgs) -> Result<Vec<NamedAdapter>, AdapterFl
     Ok(named)
 }
 
+/// What the flags ask of a registry; pages are as large as the device's chunks, `chunk_bytes`.
+#[must_use]
+pub fn registry_config(
+    args: &AdapterArgs,
+    base: BaseModelSpec,
+    base_names: Vec<String>,
+    chunk_bytes: usize,
+) -> RegistryConfig {
+    let host_memory = args.adapter_host_memory;
+    RegistryConfig {
+        base_names,
+        max_lora_rank: args.max_lora_rank,
+        adapter_dir: args.adapter_dir.clone(),
+        chunk_bytes,
+        host_memory_bytes: host_memory.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+        dtype: match args.adapter_dtype {
+            AdapterDtypeChoice::Auto => AdapterDtype::Auto,
+            AdapterDtypeChoice::F16 => AdapterDtype::F16,
+            AdapterDtypeChoice::Bf16 => AdapterDtype::Bf16,
+            AdapterDtypeChoice::Int8 => AdapterDtype::I8,
+        },
+        ..RegistryConfig::new(base)
+    }
+}
+
+/// A registry with the adapters of `named` loaded and those of `--pin` pinned. Blocks.
+///
+/// # Errors
+/// [`AdapterFlagError::Adapter`] and [`AdapterFlagError::Pin`]: all of them must succeed.
+pub fn open_registry(
+    args: &AdapterArgs,
+    config: RegistryConfig,
+    named: &[NamedAdapter],
+) -> Result<AdapterRegistry, AdapterFlagError> {
+    let registry = AdapterRegistry::new(config)?;
+    for adapter in named {
+        registry.add_static(&adapter.name, &adapter.path)?;
+    }
+    for name in &args.pin {
+        let pinned = registry.pin_static(name);
+        pinned.map_err(|cause| AdapterFlagError::Pin { name: name.clone(), cause })?;
+    }
+    Ok(registry)
+}
+
 fn name_and_path(flag: &'static str, given: &str) -> Result<NamedAdapter, AdapterFlagError> {
     match given.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => {
@@ -109,7 +169,7 @@ pub fn notes(args: &AdapterArgs) -> Vec<&'static str> {
         notes.push("--max-loras: a batch may mix any number of adapters; the limit is not needed");
     }
     if args.max_cpu_loras.is_some() {
-        notes.push("--max-cpu-loras: adapters stay in memory as loaded; the limit is not needed");
+        notes.push("--max-cpu-loras: the limit is --adapter-host-memory, in bytes");
     }
     notes
 }
@@ -158,5 +218,32 @@ mod tests {
         let args = AdapterArgs { enable_lora: true, max_loras: Some(4), ..AdapterArgs::default() };
         assert_eq!(notes(&args).len(), 2);
         assert!(notes(&AdapterArgs::default()).is_empty());
+    }
+
+    #[test]
+    fn the_registry_is_told_what_the_flags_say_and_pins_must_succeed() {
+        let base = BaseModelSpec {
+            num_layers: 1,
+            hidden_size: 8,
+            intermediate_size: 8,
+            num_heads: 1,
+            num_kv_heads: 1,
+            head_dim: 8,
+            vocab_size: 8,
+            max_context: 8,
+            tied_embeddings: true,
+        };
+        let args = AdapterArgs {
+            adapter_host_memory: Some(crate::size::ByteSize(1 << 20)),
+            adapter_dtype: AdapterDtypeChoice::Bf16,
+            max_lora_rank: 16,
+            pin: vec!["sql".to_owned()],
+            ..AdapterArgs::default()
+        };
+        let config = registry_config(&args, base, vec!["m".to_owned()], 4096);
+        assert_eq!((config.host_memory_bytes, config.dtype), (Some(1 << 20), AdapterDtype::Bf16));
+        assert_eq!((config.chunk_bytes, config.max_lora_rank), (4096, 16));
+        let error = open_registry(&args, config, &[]).unwrap_err();
+        assert_eq!(error.to_string(), "--pin sql: the model `sql` does not exist");
     }
 }

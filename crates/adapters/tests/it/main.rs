@@ -3,8 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod demo;
+mod faults;
 mod fuzz;
+mod histories;
+mod host_memory;
 mod loading;
 mod malformed;
 mod peft_configs;
 mod registry;
+mod storages;
+mod world;

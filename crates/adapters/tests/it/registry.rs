@@ -1,61 +1,23 @@
 //! The life of names and generations: found, loaded, shared, replaced, unloaded, freed.
 
+use crate::world::World;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use weft_adapters::{AdapterError, AdapterRegistry, AdapterState, RegistryConfig};
-use weft_testkit::peft::RandomAdapter;
+use std::time::Duration;
+use weft_adapters::{AdapterError, AdapterRegistry, AdapterTier, RegistryConfig, RetryHint};
 use weft_testkit::tiny_llama_spec;
-
-/// A registry over an adapter directory, and room for adapters elsewhere.
-struct World {
-    registry: AdapterRegistry,
-    root: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("adapters")).unwrap();
-        let config = RegistryConfig {
-            base_names: vec!["base".into()],
-            max_lora_rank: 64,
-            adapter_dir: Some(root.path().join("adapters")),
-            ..RegistryConfig::new(tiny_llama_spec())
-        };
-        Self { registry: AdapterRegistry::new(config).unwrap(), root }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.root.path().join(name)
-    }
-
-    /// Writes an adapter of that rank and seed to `name`, relative to the root.
-    fn write(&self, name: &str, rank: usize, seed: u64) -> PathBuf {
-        let path = self.path(name);
-        RandomAdapter::of_rank(rank, seed).write(&tiny_llama_spec(), &path).unwrap();
-        path
-    }
-
-    async fn rank(&self, name: &str) -> Option<usize> {
-        Some(self.registry.resolve(name).await.ok()?.weights().max_rank())
-    }
-
-    fn listed(&self) -> Vec<(String, AdapterState)> {
-        self.registry.list().into_iter().map(|info| (info.name, info.state)).collect()
-    }
-}
 
 #[tokio::test]
 async fn a_directory_adapter_is_known_at_once_and_loaded_when_first_asked_for() {
     let world = World::new();
     world.write("adapters/sql", 4, 1);
     fs::create_dir(world.path("adapters/no-adapter")).unwrap();
-    assert_eq!(world.listed(), [("sql".into(), AdapterState::Known)]);
+    assert_eq!(world.listed(), [("sql".into(), AdapterTier::Source)]);
     assert_eq!(world.registry.get("sql").unwrap().rank, None);
     let lease = world.registry.resolve("sql").await.unwrap();
     assert_eq!((lease.name(), lease.weights().max_rank()), ("sql", 4));
-    assert_eq!(world.listed(), [("sql".into(), AdapterState::Loaded)]);
+    assert_eq!(world.listed(), [("sql".into(), AdapterTier::Host)]);
     let info = world.registry.get("sql").unwrap();
     assert_eq!(info.path, world.path("adapters/sql"));
     assert_eq!((info.rank, info.num_leases), (Some(4), 1));
@@ -132,7 +94,7 @@ async fn many_who_ask_at_once_share_one_load() {
 }
 
 #[tokio::test]
-async fn a_failed_load_is_told_to_all_who_wait_and_then_forgotten() {
+async fn a_failed_load_is_told_to_all_who_wait_and_remembered_for_a_moment() {
     let world = World::new();
     let path = world.write("adapters/sql", 65, 1);
     let (one, two) = tokio::join!(world.registry.resolve("sql"), world.registry.resolve("sql"));
@@ -141,6 +103,9 @@ async fn a_failed_load_is_told_to_all_who_wait_and_then_forgotten() {
     assert_eq!(two.unwrap_err().to_string(), words);
     fs::remove_dir_all(path).unwrap();
     world.write("adapters/sql", 8, 1);
+    let remembered = world.registry.resolve("sql").await.unwrap_err().to_string();
+    assert_eq!(remembered, format!("{words}; it is tried again in 0.1 s"));
+    tokio::time::sleep(Duration::from_millis(110)).await;
     assert_eq!(world.rank("sql").await, Some(8));
 }
 
@@ -273,7 +238,8 @@ async fn names_and_paths_are_checked_before_anything_is_read() {
     }
     let nowhere = world.path("nowhere");
     let error = load("a", &nowhere).await;
-    assert_eq!(error, AdapterError::PathNotFound { name: "a".into(), path: nowhere.clone() });
+    let (path_asked, retry) = (nowhere.clone(), RetryHint::default());
+    assert_eq!(error, AdapterError::PathNotFound { name: "a".into(), path: path_asked, retry });
     assert!(error.to_string().contains("no directory at"));
     let file = path.join("adapter_config.json");
     assert!(matches!(load("a", &file).await, AdapterError::PathNotFound { .. }));

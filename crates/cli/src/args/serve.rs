@@ -78,7 +78,24 @@ impl ServeArgs {
     }
 }
 
-/// Which adapters are served.
+/// What adapters' weights are kept in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AdapterDtypeChoice {
+    /// As in the files.
+    #[default]
+    Auto,
+    /// Half precision.
+    #[value(alias = "float16")]
+    F16,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// Eight bits, with a scale for each rank.
+    #[value(alias = "i8")]
+    Int8,
+}
+
+/// Which adapters are served, and from which memory.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterArgs {
@@ -91,6 +108,16 @@ pub struct AdapterArgs {
     /// Adapters of a larger rank are refused. Ranks are never padded, so a high limit costs nothing.
     #[arg(long, default_value_t = 512, env = "WEFT_MAX_LORA_RANK", value_name = "N")]
     pub max_lora_rank: usize,
+    /// Host memory for adapters, such as 8GiB. What finds no room goes back to where it came from
+    /// and is read again when it is asked for. Default: as much as they need.
+    #[arg(long, env = "WEFT_ADAPTER_HOST_MEMORY", value_name = "SIZE")]
+    pub adapter_host_memory: Option<ByteSize>,
+    /// Convert adapters' weights while loading.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_ADAPTER_DTYPE")]
+    pub adapter_dtype: AdapterDtypeChoice,
+    /// An adapter that is loaded at start and never leaves host memory; may be given several times.
+    #[arg(long, value_delimiter = ',', env = "WEFT_PIN", value_name = "NAME")]
+    pub pin: Vec<String>,
     /// vLLM's spelling of --adapter: NAME=PATH …, or JSON objects with name and path.
     #[arg(long, num_args = 1.., value_name = "NAME=PATH|JSON")]
     pub lora_modules: Vec<String>,
@@ -100,7 +127,7 @@ pub struct AdapterArgs {
     /// vLLM's limit of adapters in one batch; there is none here.
     #[arg(long, hide = true, value_name = "N")]
     pub max_loras: Option<usize>,
-    /// vLLM's limit of adapters in memory; there is none here.
+    /// vLLM's limit of adapters in memory; here it is --adapter-host-memory, in bytes.
     #[arg(long, hide = true, value_name = "N")]
     pub max_cpu_loras: Option<usize>,
 }

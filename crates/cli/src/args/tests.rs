@@ -1,6 +1,6 @@
 //! Command lines as people write them, ours and vLLM's.
 
-use super::serve::{DeviceChoice, KvCacheDtype, QuantizeChoice};
+use super::serve::{AdapterDtypeChoice, DeviceChoice, KvCacheDtype, QuantizeChoice};
 use super::*;
 use crate::size::ByteSize;
 use clap::CommandFactory;
@@ -25,6 +25,8 @@ fn a_model_is_enough_and_defaults_are_local() {
     assert_eq!((args.host.to_string().as_str(), args.port), ("127.0.0.1", 8000));
     assert!(!args.allow_runtime_adapters);
     assert_eq!(args.adapters.max_lora_rank, 512);
+    assert_eq!(args.adapters.adapter_dtype, AdapterDtypeChoice::Auto);
+    assert_eq!(args.adapters.adapter_host_memory, None);
 }
 
 #[test]
@@ -33,10 +35,14 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
         "m --adapter a=x --adapter=b=y --adapter-dir=d --host 0.0.0.0 --port=9 --device cpu \
          --memory 2GiB --max-model-len=128 --max-num-seqs 3 --max-num-batched-tokens 64 \
          --max-lora-rank 32 --served-model-name n1 --served-model-name n2 --allow-runtime-adapters \
-         --quantize int8 --kv-cache-dtype=bf16 --threads 2 --no-prefix-caching --max-queue 5",
+         --quantize int8 --kv-cache-dtype=bf16 --threads 2 --no-prefix-caching --max-queue 5 \
+         --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c",
     );
     assert_eq!(args.adapters.adapter, ["a=x", "b=y"]);
     assert_eq!(args.adapters.adapter_dir, Some("d".into()));
+    assert_eq!(args.adapters.adapter_host_memory, Some(ByteSize(8 << 30)));
+    assert_eq!(args.adapters.adapter_dtype, AdapterDtypeChoice::Int8);
+    assert_eq!(args.adapters.pin, ["a", "b", "c"]);
     assert_eq!(args.engine.device, DeviceChoice::Cpu);
     assert_eq!(args.engine.memory, Some(ByteSize(2 << 30)));
     assert_eq!((args.engine.max_model_len, args.engine.max_num_seqs), (Some(128), 3));
