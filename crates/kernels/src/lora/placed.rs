@@ -24,8 +24,6 @@ impl PlacedAdapter {
         debug_assert!(embedding.is_none_or(|update| update.a.dtype != Dtype::I8), "no row scales");
         for (index, page) in packed.pages.iter().enumerate() {
             chunks.write(index, page);
-            // Copies are beside a step: where threads are more than cores, it goes first.
-            std::thread::yield_now();
         }
         Self { packed, chunks }
     }
