@@ -126,7 +126,7 @@ impl Memory {
     ///
     /// # Panics
     /// When the chunk does not exist or does not have these bytes.
-    #[inline]
+    #[inline(always)]
     unsafe fn bytes(&self, chunk: BlockId, range: Range<usize>) -> &[u8] {
         let start = self.at(chunk, &range);
         // SAFETY: in bounds, as `at` asserts; initialized from the start; the caller's promise.
@@ -134,7 +134,7 @@ impl Memory {
     }
 
     /// Where bytes of a chunk lie, asserted to be in it.
-    #[inline]
+    #[inline(always)]
     fn at(&self, chunk: BlockId, range: &Range<usize>) -> *mut u8 {
         let chunk = chunk.0 as usize;
         assert!(chunk < self.is_lent.len(), "no such chunk");
@@ -175,7 +175,7 @@ impl LentChunks {
     ///
     /// # Panics
     /// When there is no such chunk or it does not have these bytes.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn bytes(&self, index: usize, range: Range<usize>) -> &[u8] {
         // SAFETY: the chunk is this holder's, and written only under `&mut self`.

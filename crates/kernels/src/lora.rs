@@ -86,9 +86,9 @@ pub fn apply<'a>(
     for (segment, rows) in segments.iter().enumerate() {
         for (target, out) in targets.iter().enumerate() {
             let Some(update) = update(segment, target) else { continue };
-            let rank = update.rank();
-            assert_eq!((update.a.cols, update.b.rows), (num_inputs, rank), "shape of A");
-            assert_eq!(update.b.cols, out.num_outputs, "shape of B");
+            let (update, rank) = (update.packed(), update.packed().rank());
+            assert_eq!((update.a.cols, update.scales.len()), (num_inputs, rank), "shape of A");
+            assert_eq!((update.b.rows, update.b.cols), (rank, out.num_outputs), "shape of B");
             scratch.parts.push(Part { segment, target, rank, start: num_shrunk });
             num_shrunk += rows.len() * rank;
         }
@@ -150,7 +150,8 @@ impl Batch<'_> {
     fn shrink(&self, update: &PlacedUpdate<'_>, item: &Item) {
         let part = &self.parts[item.part];
         let x = &self.x[self.segments[part.segment].start * self.num_inputs..];
-        shrink(self.isa, update, x, item, part, self.shrunk);
+        let scales = &update.packed().scales;
+        shrink(self.isa, &update.a(), scales, x, item, part, self.shrunk);
     }
 
     /// After all of the part's rows were shrunk.
@@ -160,7 +161,7 @@ impl Batch<'_> {
         // SAFETY: the part's shrunk rows are written; nobody writes them any more.
         let t = unsafe { self.shrunk.read(part.start..part.start + rows.len() * part.rank) };
         let out = self.outs[part.target].expect("a part's target exists");
-        expand(self.isa, &update.b, t, rows.start, item, out);
+        expand(self.isa, &update.b(), t, rows.start, item, out);
     }
 }
 
@@ -196,17 +197,17 @@ pub fn add_embedding(
     out: &mut [f32],
     scratch: &mut LoraScratch,
 ) {
-    let (a, b) = (&update.a, &update.b);
+    let (a, b) = (update.a(), update.b());
     let (rank, hidden) = (b.rows, b.cols);
     assert_eq!((a.cols, out.len()), (rank, tokens.len() * hidden));
     let t = &mut scratch.shrunk;
     t.clear();
     for &token in tokens {
         let row = a.row(token as usize);
-        t.extend((0..rank).map(|j| update.scale * element(a.dtype, row, j)));
+        t.extend((0..rank).map(|j| update.scale() * element(a.dtype, row, j)));
     }
     let item = Item { part: 0, rows: 0..tokens.len(), columns: 0..hidden };
-    expand(isa, b, t, 0, &item, DisjointMut::new(out));
+    expand(isa, &b, t, 0, &item, DisjointMut::new(out));
 }
 
 /// Cuts each part into items of at most [`ROWS_PER_ITEM`] rows and `step` columns.

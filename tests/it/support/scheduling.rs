@@ -33,6 +33,7 @@ pub(crate) struct Answer {
 /// How the engine is set up.
 #[derive(Clone, Copy)]
 pub(crate) struct Setup {
+    /// Chunks: by default there is room for everything.
     pub(crate) num_blocks: usize,
     pub(crate) max_num_batched_tokens: usize,
     pub(crate) enable_prefix_caching: bool,
@@ -42,7 +43,7 @@ pub(crate) struct Setup {
 impl Default for Setup {
     fn default() -> Self {
         Self {
-            num_blocks: 600,
+            num_blocks: 2000,
             max_num_batched_tokens: 512,
             enable_prefix_caching: false,
             num_threads: 2,
@@ -83,7 +84,7 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
     let mut answers: HashMap<SeqId, Answer> = HashMap::new();
     let mut num_finished = 0;
     for step in 0.. {
-        assert!(step < 100_000, "requests do not end");
+        assert!(step < 10_000, "requests do not end");
         for (index, request) in requests.iter().enumerate().filter(|(_, r)| r.arrival == step) {
             let id = SeqId(index as u64);
             let packed = packed[index].as_ref();
@@ -96,17 +97,18 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
                 .map(|(id, packed)| AdapterRef { id, content_hash: packed.content_hash });
             executor.add_sequence(id, spec(request, adapter));
         }
-        executor.finished_loads(&mut loaded);
-        loaded.drain(..).for_each(|adapter| scheduler.adapter_loaded(adapter));
+        // Copies run beside one step, and end before the next is planned: so that plans repeat.
+        while scheduler.is_loading() {
+            executor.finished_loads(&mut loaded);
+            loaded.drain(..).for_each(|adapter| scheduler.adapter_loaded(adapter));
+            std::thread::yield_now();
+        }
         scheduler.plan(&mut plan);
         plan.evictions.iter().for_each(|&adapter| executor.unload_adapter(adapter));
         for load in &plan.loads {
             executor.load_adapter(load, Arc::clone(&adapters[&load.adapter]));
         }
-        if plan.is_empty() {
-            // All that is left may wait for copies.
-            std::thread::yield_now();
-        } else {
+        if !plan.is_empty() {
             executor.execute(&plan, &mut output).unwrap();
             scheduler.commit(&plan, &mut output, &mut events);
         }

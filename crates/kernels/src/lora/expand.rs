@@ -4,7 +4,7 @@
 //! in however many runs B lies.
 
 use super::Item;
-use super::placed::PlacedMatrix;
+use super::placed::{PlacedMatrix, Run};
 use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector};
@@ -110,27 +110,11 @@ impl Expand<'_> {
         row: usize,
         column: usize,
     ) {
-        let (rank, num_outputs) = (self.b.rows, self.b.cols);
-        let mut t: [&[f32]; ROWS] = [&[]; ROWS];
-        for i in 0..ROWS {
-            t[i] = &self.t[(row + i) * rank..(row + i + 1) * rank];
-        }
         let mut acc = [[V::splat(0.0); WIDTH]; ROWS];
-        for index in 0..self.b.num_runs() {
-            let run = self.b.run(index);
-            for j in run.first..run.end {
-                let b = &run.bytes[((j - run.first) * num_outputs + column) * T::SIZE..];
-                let mut columns = [V::splat(0.0); WIDTH];
-                for w in 0..WIDTH {
-                    columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);
-                }
-                for i in 0..ROWS {
-                    let t = V::splat(t[i][j]);
-                    for w in 0..WIDTH {
-                        acc[i][w] = t.mul_add(columns[w], acc[i][w]);
-                    }
-                }
-            }
+        // Almost always the only one.
+        acc = self.add_run::<T, V, ROWS, WIDTH>(self.b.run(0), row, column, acc);
+        for index in 1..self.b.num_runs() {
+            acc = self.add_run::<T, V, ROWS, WIDTH>(self.b.run(index), row, column, acc);
         }
         for i in 0..ROWS {
             let out = self.out_row(row + i, column..column + WIDTH * LANES);
@@ -141,5 +125,36 @@ impl Expand<'_> {
                 }
             }
         }
+    }
+
+    /// Adds the ranks of one run.
+    #[inline(always)]
+    fn add_run<T: Stored, V: Vector, const ROWS: usize, const WIDTH: usize>(
+        self,
+        run: Run<'_>,
+        row: usize,
+        column: usize,
+        mut acc: [[V; WIDTH]; ROWS],
+    ) -> [[V; WIDTH]; ROWS] {
+        let (rank, num_outputs) = (self.b.rows, self.b.cols);
+        let num_ranks = run.end - run.first;
+        let mut t: [&[f32]; ROWS] = [&[]; ROWS];
+        for i in 0..ROWS {
+            t[i] = &self.t[(row + i) * rank + run.first..][..num_ranks];
+        }
+        for j in 0..num_ranks {
+            let b = &run.bytes[(j * num_outputs + column) * T::SIZE..];
+            let mut columns = [V::splat(0.0); WIDTH];
+            for w in 0..WIDTH {
+                columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);
+            }
+            for i in 0..ROWS {
+                let t = V::splat(t[i][j]);
+                for w in 0..WIDTH {
+                    acc[i][w] = t.mul_add(columns[w], acc[i][w]);
+                }
+            }
+        }
+        acc
     }
 }

@@ -24,8 +24,6 @@ impl PlacedAdapter {
         debug_assert!(embedding.is_none_or(|update| update.a.dtype != Dtype::I8), "no row scales");
         for (index, page) in packed.pages.iter().enumerate() {
             chunks.write(index, page);
-            // Copies are beside a step: where threads are more than cores, it goes first.
-            std::thread::yield_now();
         }
         Self { packed, chunks }
     }
@@ -39,62 +37,64 @@ impl PlacedAdapter {
     /// The update at `site`, if the adapter has one.
     #[must_use]
     pub fn at(&self, site: Site) -> Option<PlacedUpdate<'_>> {
-        let PackedUpdate { scales, a, b, .. } = self.packed.at(site)?;
-        Some(PlacedUpdate { scales, a: self.matrix(a), b: self.matrix(b) })
+        Some(PlacedUpdate { packed: self.packed.at(site)?, chunks: &self.chunks })
     }
 
     /// The update of the token embedding, if any.
     #[must_use]
     pub fn embedding(&self) -> Option<PlacedEmbedding<'_>> {
-        let PackedEmbedding { scale, a, b } = self.packed.embedding.as_ref()?;
-        Some(PlacedEmbedding { scale: *scale, a: self.matrix(a), b: self.matrix(b) })
-    }
-
-    fn matrix<'a>(&'a self, matrix: &'a PackedMatrix) -> PlacedMatrix<'a> {
-        let PackedMatrix { dtype, rows, cols, .. } = *matrix;
-        let mut placed = PlacedMatrix {
-            dtype,
-            rows,
-            cols,
-            row_bytes: matrix.row_bytes(),
-            first: Run { first: 0, end: 0, bytes: &[] },
-            runs: &matrix.runs,
-            chunks: &self.chunks,
-        };
-        if !matrix.runs.is_empty() {
-            placed.first = placed.find_run(0);
-        }
-        placed
+        Some(PlacedEmbedding { packed: self.packed.embedding.as_ref()?, chunks: &self.chunks })
     }
 }
 
-/// `y[t,:] += Σ_j scales[j] · (x[t,:] · A[j,:]) · B[j,:]`, see [`PackedUpdate`].
+/// A [`PackedUpdate`] on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedUpdate<'a> {
-    /// `[rank]`
-    pub(super) scales: &'a [f32],
-    /// `[rank, K]`
-    pub(super) a: PlacedMatrix<'a>,
-    /// `[rank, N]`
-    pub(super) b: PlacedMatrix<'a>,
+    packed: &'a PackedUpdate,
+    chunks: &'a LentChunks,
 }
 
-impl PlacedUpdate<'_> {
-    /// The exact rank.
+impl<'a> PlacedUpdate<'a> {
+    /// Shapes and scales.
     #[must_use]
-    pub fn rank(&self) -> usize {
-        self.a.rows
+    pub fn packed(&self) -> &'a PackedUpdate {
+        self.packed
+    }
+
+    /// `[rank, K]`
+    #[inline]
+    pub(super) fn a(&self) -> PlacedMatrix<'a> {
+        PlacedMatrix::new(&self.packed.a, self.chunks)
+    }
+
+    /// `[rank, N]`
+    #[inline]
+    pub(super) fn b(&self) -> PlacedMatrix<'a> {
+        PlacedMatrix::new(&self.packed.b, self.chunks)
     }
 }
 
-/// `h[t,:] += scale · A[token[t],:] B`, see [`PackedEmbedding`].
+/// A [`PackedEmbedding`] on the device.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedEmbedding<'a> {
-    pub(super) scale: f32,
+    packed: &'a PackedEmbedding,
+    chunks: &'a LentChunks,
+}
+
+impl<'a> PlacedEmbedding<'a> {
+    pub(super) fn scale(&self) -> f32 {
+        self.packed.scale
+    }
+
     /// `[vocab, rank]`
-    pub(super) a: PlacedMatrix<'a>,
+    pub(super) fn a(&self) -> PlacedMatrix<'a> {
+        PlacedMatrix::new(&self.packed.a, self.chunks)
+    }
+
     /// `[rank, hidden]`
-    pub(super) b: PlacedMatrix<'a>,
+    pub(super) fn b(&self) -> PlacedMatrix<'a> {
+        PlacedMatrix::new(&self.packed.b, self.chunks)
+    }
 }
 
 /// A row-major matrix in runs of rows.
@@ -129,6 +129,18 @@ impl Run<'_> {
 }
 
 impl<'a> PlacedMatrix<'a> {
+    #[inline]
+    fn new(packed: &'a PackedMatrix, chunks: &'a LentChunks) -> Self {
+        let PackedMatrix { dtype, rows, cols, .. } = *packed;
+        let first = Run { first: 0, end: 0, bytes: &[] };
+        let (row_bytes, runs) = (packed.row_bytes(), &*packed.runs);
+        let mut placed = Self { dtype, rows, cols, row_bytes, first, runs, chunks };
+        if !runs.is_empty() {
+            placed.first = placed.find_run(0);
+        }
+        placed
+    }
+
     #[inline(always)]
     pub(super) fn num_runs(&self) -> usize {
         self.runs.len()
@@ -136,7 +148,7 @@ impl<'a> PlacedMatrix<'a> {
 
     #[inline(always)]
     pub(super) fn run(&self, index: usize) -> Run<'a> {
-        if index == 0 { self.first } else { self.later_run(index) }
+        if index == 0 { self.first } else { self.find_run(index) }
     }
 
     #[inline(always)]
@@ -150,11 +162,8 @@ impl<'a> PlacedMatrix<'a> {
         self.find_run(self.runs.partition_point(|run| run.first_row as usize <= row) - 1)
     }
 
-    #[cold]
-    fn later_run(&self, index: usize) -> Run<'a> {
-        self.find_run(index)
-    }
-
+    /// Inlined, so that kernels keep their sums in registers from one run to the next.
+    #[inline(always)]
     fn find_run(&self, index: usize) -> Run<'a> {
         let RowRun { first_row, page, offset } = self.runs[index];
         let first = first_row as usize;

@@ -3,7 +3,8 @@
 //! Lanes run over k; a dot product's sums and their order do not depend on the rows or ranks that
 //! are computed beside it.
 
-use super::{Item, Part, PlacedUpdate};
+use super::placed::PlacedMatrix;
+use super::{Item, Part};
 use crate::lanes::{Bf16, F16, LANES, sum_lanes};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector};
@@ -11,20 +12,21 @@ use weft_types::Dtype;
 
 multivector! {
     /// Computes the ranks `item.columns` of `item.rows`; x starts at the segment's first row.
-    pub(super) fn shrink<'a>(update: &PlacedUpdate<'_>, x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
+    pub(super) fn shrink<'a>(a: &PlacedMatrix<'_>, scales: &[f32], x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
         = shrink_body
 }
 
 #[inline(always)]
 fn shrink_body<V: Vector>(
-    update: &PlacedUpdate<'_>,
+    a: &PlacedMatrix<'_>,
+    scales: &[f32],
     x: &[f32],
     item: &Item,
     part: &Part,
     shrunk: DisjointMut<'_, f32>,
 ) {
-    let shrink = Shrink { update, x, item, part, shrunk };
-    match update.a.dtype {
+    let shrink = Shrink { a, scales, x, item, part, shrunk };
+    match a.dtype {
         Dtype::F32 => shrink.run::<f32, V>(),
         Dtype::F16 => shrink.run::<F16, V>(),
         Dtype::Bf16 => shrink.run::<Bf16, V>(),
@@ -34,7 +36,8 @@ fn shrink_body<V: Vector>(
 
 #[derive(Clone, Copy)]
 struct Shrink<'a> {
-    update: &'a PlacedUpdate<'a>,
+    a: &'a PlacedMatrix<'a>,
+    scales: &'a [f32],
     x: &'a [f32],
     item: &'a Item,
     part: &'a Part,
@@ -81,14 +84,14 @@ impl Shrink<'_> {
         row: usize,
         rank: usize,
     ) {
-        let num_inputs = self.update.a.cols;
+        let num_inputs = self.a.cols;
         let mut x: [&[f32]; ROWS] = [&[]; ROWS];
         for i in 0..ROWS {
             x[i] = &self.x[(row + i) * num_inputs..(row + i + 1) * num_inputs];
         }
         let mut a: [&[u8]; RANKS] = [&[]; RANKS];
         for j in 0..RANKS {
-            a[j] = self.update.a.row(rank + j);
+            a[j] = self.a.row(rank + j);
         }
         let mut acc = [[V::splat(0.0); RANKS]; ROWS];
         let mut k = 0;
@@ -114,9 +117,7 @@ impl Shrink<'_> {
                 }
                 let index = self.part.start + (row + i) * self.part.rank + rank + j;
                 // SAFETY: items are disjoint in rows and ranks.
-                unsafe {
-                    self.shrunk.write(index, self.update.scales[rank + j] * sum_lanes(lanes))
-                };
+                unsafe { self.shrunk.write(index, self.scales[rank + j] * sum_lanes(lanes)) };
             }
         }
     }

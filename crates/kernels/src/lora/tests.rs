@@ -185,7 +185,7 @@ fn matches_the_reference_over_popularity_rank_and_dtype() {
 
 /// All rows in one segment.
 fn run(isa: Isa, adapter: &PlacedAdapter, x: &[f32], k: usize, num_threads: usize) -> Vec<f32> {
-    let num_outputs = adapter.at(Site::LmHead).unwrap().b.cols;
+    let num_outputs = adapter.at(Site::LmHead).unwrap().packed().b.cols;
     let num_rows = x.len() / k;
     let mut y = vec![0.25; num_rows * num_outputs];
     let mut targets = [LoraTarget { out: &mut y, num_outputs }];
