@@ -169,6 +169,13 @@ def verdict(what, measured, limit, is_at_most):
             "is_met": is_met}
 
 
+def figure(what, measured):
+    """Prints a median of paired ratios that no bar is about, and returns it for the JSON."""
+    middle = statistics.median(measured)
+    print(f"{what}: {middle:.3f} ({min(measured):.3f} to {max(measured):.3f})")
+    return {"what": what, "median": middle, "ratios": measured, "bar": None}
+
+
 def table(results, cases, columns):
     """Prints medians of the rounds: `columns` is (heading, key, format)."""
     print("| | " + " | ".join(heading for heading, _, _ in columns) + " |")
@@ -180,6 +187,39 @@ def table(results, cases, columns):
     failed = sum(r["num_failed"] for r in results)
     errors = sorted({error for r in results for error in r["errors"]})
     print(f"\n{failed} failed requests" + "".join(f"\n  {error}" for error in errors))
+
+
+# What most tables show.
+COLUMNS = [
+    ("output tokens/s", "output_tokens_per_s", "{:.1f}"),
+    ("requests/s", "requests_per_s", "{:.2f}"),
+    ("inter-token p50, ms", "itl_p50_ms", "{:.2f}"),
+    ("p99, ms", "itl_p99_ms", "{:.2f}"),
+    ("first token p50, ms", "ttft_p50_ms", "{:.1f}"),
+    ("p99, ms", "ttft_p99_ms", "{:.1f}"),
+]
+
+
+def progress(result):
+    print(f"round {result['round'] + 1}, {result['case']}: {result['output_tokens_per_s']:.0f} tokens/s, "
+          f"inter-token p99 {result['itl_p99_ms']:.1f} ms, first token p99 {result['ttft_p99_ms']:.0f} ms",
+          file=sys.stderr)
+
+
+def pause(seconds):
+    time.sleep(seconds)
+
+
+def token_range(number):
+    """`--token-ids` of a load: other ids than its neighbours', and nothing else changes. So loads of
+    one seed are alike, and no one finds what another left in the prefix cache."""
+    low = 1000 + 1200 * (number % 24)
+    return f"{low}-{low + 1200}"
+
+
+def setup(args):
+    """The flags, for the JSON."""
+    return {key: value for key, value in vars(args).items() if key not in ("json", "svg", "quick")}
 
 
 def write_json(args, setup, results, verdicts):
