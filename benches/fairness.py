@@ -12,7 +12,7 @@ round.
 import harness
 import svgplot
 
-ALONE, BESIDE = "alone", "beside a tenant of ten times the load"
+ALONE, BESIDE = "alone", "beside the large tenant"
 CASES = [ALONE, BESIDE]
 
 

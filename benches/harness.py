@@ -240,8 +240,8 @@ def memory_for(num_tokens, num_adapters, adapter_bytes, kv_bytes_per_token):
 
 
 def small_print(args):
-    return (f"{args.model}, {machine()['cpu']}, {machine()['cores']} cores; bars are medians of "
-            f"{args.rounds} rounds, whiskers least to most" + (" (quick run)" if args.quick else ""))
+    return (f"{args.model}, {machine()['cpu']}, {machine()['cores']} cores; medians of "
+            f"{args.rounds} rounds, whiskers from least to most" + (" (quick run)" if args.quick else ""))
 
 
 def run(*words):
