@@ -15,14 +15,13 @@ import svgplot
 def main():
     parser = harness.parser(__doc__)
     parser.add_argument("--adapters", type=int, default=200)
-    parser.add_argument("--resident", type=int, default=16, help="adapters that fit beside the KV cache")
+    harness.add_memory_flags(parser, resident=16)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--targets", help="linears of the adapters, such as q,v; default: all")
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--kv-bytes-per-token", type=int, default=harness.DEMO_KV_BYTES_PER_TOKEN)
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.adapters, args.requests = 2, 40, 32
@@ -35,7 +34,7 @@ def main():
         size = bench.write_adapters("c-", args.adapters, args.rank, args.targets)
         length = args.input_len + args.output_len
         tokens = args.concurrency * (length + harness.BLOCK_TOKENS)
-        memory = harness.memory_for(tokens, args.resident, size, args.kv_bytes_per_token)
+        memory = harness.memory(args, tokens, size)
         for round_ in range(args.rounds):
             for name in harness.alternating(round_, names):
                 bench.serve("--memory", memory, "--max-model-len", length + 1, "--max-num-seqs",

@@ -19,7 +19,7 @@ def main():
     parser.add_argument("--pair", default="5,1000", help="the two counts that the bar is about")
     parser.add_argument("--distributions", default="power:0.3,uniform",
                         help="the first is the pair's")
-    parser.add_argument("--resident", type=int, default=32, help="adapters that fit beside the KV cache")
+    harness.add_memory_flags(parser, resident=32)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--targets", default="q,v", help="linears of the adapters")
     parser.add_argument("--cold", action="store_true", help="the first use of an adapter reads its files")
@@ -27,7 +27,6 @@ def main():
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--input-len", default="8-511")
     parser.add_argument("--output-len", default="8-511")
-    parser.add_argument("--kv-bytes-per-token", type=int, default=harness.DEMO_KV_BYTES_PER_TOKEN)
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.requests, args.resident = 2, 16, 8
@@ -46,7 +45,7 @@ def main():
         size = bench.write_adapters("n-", num, args.rank, args.targets)
         longest = sum(int(str(length).split("-")[-1]) for length in (args.input_len, args.output_len))
         tokens = args.concurrency * (longest + harness.BLOCK_TOKENS)
-        memory = harness.memory_for(tokens, args.resident, size, args.kv_bytes_per_token)
+        memory = harness.memory(args, tokens, size)
         bench.serve("--memory", memory, "--max-model-len", longest + 1, "--max-num-seqs",
                     args.concurrency)
         if not args.cold:

@@ -19,7 +19,7 @@ CASES = [ALONE, WARM, COLD]
 def main():
     parser = harness.parser(__doc__)
     parser.add_argument("--adapters", type=int, default=200)
-    parser.add_argument("--resident", type=int, default=16, help="adapters that fit beside the KV cache")
+    harness.add_memory_flags(parser, resident=16)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--targets", help="linears of the adapters, such as q,v; default: all")
     parser.add_argument("--flood-rate", type=float, default=10, help="requests per second")
@@ -28,7 +28,6 @@ def main():
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--input-len", type=int, default=128)
     parser.add_argument("--output-len", type=int, default=64)
-    parser.add_argument("--kv-bytes-per-token", type=int, default=harness.DEMO_KV_BYTES_PER_TOKEN)
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.adapters, args.requests, args.resident = 2, 40, 16, 8
@@ -53,7 +52,7 @@ def main():
         length = args.input_len + args.output_len
         tokens = (args.concurrency * (length + harness.BLOCK_TOKENS)
                   + args.resident * (args.flood_input_len + harness.BLOCK_TOKENS))
-        memory = harness.memory_for(tokens, args.resident, size, args.kv_bytes_per_token)
+        memory = harness.memory(args, tokens, size)
         serve_flags = ["--memory", memory, "--max-model-len", length + 1, "--max-num-seqs", num_seqs]
         bench.serve(*serve_flags)
         calm_s = base_load(bench, seed=999).report()["duration_s"]

@@ -232,6 +232,20 @@ def write_json(args, setup, results, verdicts):
         file.write("\n")
 
 
+def memory(args, num_tokens, adapter_bytes):
+    """`--memory`, or bytes that hold the KV cache of `num_tokens` and `--resident` adapters."""
+    return args.memory or memory_for(num_tokens, args.resident, adapter_bytes, args.kv_bytes_per_token)
+
+
+def add_memory_flags(flags, resident):
+    flags.add_argument("--resident", type=int, default=resident,
+                       help="adapters that fit beside the KV cache")
+    flags.add_argument("--kv-bytes-per-token", type=int, default=DEMO_KV_BYTES_PER_TOKEN,
+                       help="of the model; the default is smollm2-135m's in f16")
+    flags.add_argument("--memory", type=int, help="bytes; default: every request's KV cache at its "
+                       "longest, and --resident adapters")
+
+
 def memory_for(num_tokens, num_adapters, adapter_bytes, kv_bytes_per_token):
     """Bytes that hold the KV cache of `num_tokens` and so many adapters, in whole blocks each."""
     block = BLOCK_TOKENS * kv_bytes_per_token

@@ -3,9 +3,11 @@
 
 pub mod bench;
 pub mod serve;
+pub mod trace;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
+pub use trace::{BenchTraceArgs, TraceArgs};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;

@@ -27,3 +27,4 @@ pub mod serve;
 pub mod signals;
 pub mod size;
 pub mod text_side;
+pub mod trace_source;

@@ -9,7 +9,7 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{bench, check, inspect, serve};
+use crate::{bench, check, inspect, serve, trace_source};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -57,6 +57,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 BenchCommand::Engine(args) => block_on(bench::engine(args))?,
                 BenchCommand::Adapters(args) => {
                     bench::adapters(&args)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                BenchCommand::Trace(args) => {
+                    trace_source::write(&args)?;
                     return Ok(ExitCode::SUCCESS);
                 }
             };

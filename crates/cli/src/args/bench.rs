@@ -1,6 +1,7 @@
 //! The flags of `weft bench`.
 
 use super::serve::{AdapterArgs, EngineArgs};
+use super::trace::BenchTraceArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_bench::{LengthRange, Popularity};
@@ -14,6 +15,8 @@ pub enum BenchCommand {
     Engine(BenchEngineArgs),
     /// Write PEFT directories with random weights, to have adapters to measure with.
     Adapters(BenchAdaptersArgs),
+    /// Write a trace of requests, or sort a recorded one by arrival.
+    Trace(BenchTraceArgs),
 }
 
 /// What is sent, and when.
