@@ -45,12 +45,14 @@ class Bench:
         self.adapters = os.path.join(self.scratch.name, "adapters")
         os.mkdir(self.adapters)
         self.server = None
-        self.num_loads = 0
+        self.loads = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        for load in self.loads:
+            load.cancel()
         self.stop()
         self.scratch.cleanup()
 
@@ -97,11 +99,11 @@ class Bench:
 
     def start_load(self, *flags, seed):
         """Begins a load; [`Load.report`] awaits it."""
-        self.num_loads += 1
-        report = os.path.join(self.scratch.name, f"report-{self.num_loads}.json")
+        report = os.path.join(self.scratch.name, f"report-{len(self.loads)}.json")
         words = [self.args.weft, "bench", "serve", "--url", self.url, "--model", self.args.model,
                  "--seed", seed, "--json", report, *flags]
-        return Load([str(word) for word in words], report)
+        self.loads.append(Load([str(word) for word in words], report))
+        return self.loads[-1]
 
     def load(self, *flags, seed):
         """Runs a load to its end and returns its report."""
@@ -124,10 +126,10 @@ class Load:
             return json.load(file)
 
     def cancel(self):
-        """Ends it without a report. Its running requests are cancelled with its connections."""
+        """Ends it if it runs. Its requests are cancelled with its connections."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
 
 
 def figures(report):
@@ -223,6 +225,8 @@ def setup(args):
 
 
 def write_json(args, setup, results, verdicts):
+    if args.quick:
+        print("\na quick run: it says whether this works, not how fast")
     if not args.json:
         return
     whole = {"machine": machine(), "quick": args.quick, "setup": setup, "verdicts": verdicts,
