@@ -45,12 +45,14 @@ class Bench:
         self.adapters = os.path.join(self.scratch.name, "adapters")
         os.mkdir(self.adapters)
         self.server = None
-        self.num_loads = 0
+        self.loads = []
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
+        for load in self.loads:
+            load.cancel()
         self.stop()
         self.scratch.cleanup()
 
@@ -97,11 +99,11 @@ class Bench:
 
     def start_load(self, *flags, seed):
         """Begins a load; [`Load.report`] awaits it."""
-        self.num_loads += 1
-        report = os.path.join(self.scratch.name, f"report-{self.num_loads}.json")
+        report = os.path.join(self.scratch.name, f"report-{len(self.loads)}.json")
         words = [self.args.weft, "bench", "serve", "--url", self.url, "--model", self.args.model,
                  "--seed", seed, "--json", report, *flags]
-        return Load([str(word) for word in words], report)
+        self.loads.append(Load([str(word) for word in words], report))
+        return self.loads[-1]
 
     def load(self, *flags, seed):
         """Runs a load to its end and returns its report."""
@@ -124,10 +126,10 @@ class Load:
             return json.load(file)
 
     def cancel(self):
-        """Ends it without a report. Its running requests are cancelled with its connections."""
+        """Ends it if it runs. Its requests are cancelled with its connections."""
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
 
 
 def figures(report):
@@ -169,6 +171,13 @@ def verdict(what, measured, limit, is_at_most):
             "is_met": is_met}
 
 
+def figure(what, measured):
+    """Prints a median of paired ratios that no bar is about, and returns it for the JSON."""
+    middle = statistics.median(measured)
+    print(f"{what}: {middle:.3f} ({min(measured):.3f} to {max(measured):.3f})")
+    return {"what": what, "median": middle, "ratios": measured, "bar": None}
+
+
 def table(results, cases, columns):
     """Prints medians of the rounds: `columns` is (heading, key, format)."""
     print("| | " + " | ".join(heading for heading, _, _ in columns) + " |")
@@ -182,7 +191,42 @@ def table(results, cases, columns):
     print(f"\n{failed} failed requests" + "".join(f"\n  {error}" for error in errors))
 
 
+# What most tables show.
+COLUMNS = [
+    ("output tokens/s", "output_tokens_per_s", "{:.1f}"),
+    ("requests/s", "requests_per_s", "{:.2f}"),
+    ("inter-token p50, ms", "itl_p50_ms", "{:.2f}"),
+    ("p99, ms", "itl_p99_ms", "{:.2f}"),
+    ("first token p50, ms", "ttft_p50_ms", "{:.1f}"),
+    ("p99, ms", "ttft_p99_ms", "{:.1f}"),
+]
+
+
+def progress(result):
+    print(f"round {result['round'] + 1}, {result['case']}: {result['output_tokens_per_s']:.0f} tokens/s, "
+          f"inter-token p99 {result['itl_p99_ms']:.1f} ms, first token p99 {result['ttft_p99_ms']:.0f} ms",
+          file=sys.stderr)
+
+
+def pause(seconds):
+    time.sleep(seconds)
+
+
+def token_range(number):
+    """`--token-ids` of a load: other ids than its neighbours', and nothing else changes. So loads of
+    one seed are alike, and no one finds what another left in the prefix cache."""
+    low = 1000 + 1200 * (number % 24)
+    return f"{low}-{low + 1200}"
+
+
+def setup(args):
+    """The flags, for the JSON."""
+    return {key: value for key, value in vars(args).items() if key not in ("json", "svg", "quick")}
+
+
 def write_json(args, setup, results, verdicts):
+    if args.quick:
+        print("\na quick run: it says whether this works, not how fast")
     if not args.json:
         return
     whole = {"machine": machine(), "quick": args.quick, "setup": setup, "verdicts": verdicts,
@@ -190,6 +234,20 @@ def write_json(args, setup, results, verdicts):
     with open(args.json, "w") as file:
         json.dump(whole, file, indent=1)
         file.write("\n")
+
+
+def memory(args, num_tokens, adapter_bytes):
+    """`--memory`, or bytes that hold the KV cache of `num_tokens` and `--resident` adapters."""
+    return args.memory or memory_for(num_tokens, args.resident, adapter_bytes, args.kv_bytes_per_token)
+
+
+def add_memory_flags(flags, resident):
+    flags.add_argument("--resident", type=int, default=resident,
+                       help="adapters that fit beside the KV cache")
+    flags.add_argument("--kv-bytes-per-token", type=int, default=DEMO_KV_BYTES_PER_TOKEN,
+                       help="of the model; the default is smollm2-135m's in f16")
+    flags.add_argument("--memory", type=int, help="bytes; default: every request's KV cache at its "
+                       "longest, and --resident adapters")
 
 
 def memory_for(num_tokens, num_adapters, adapter_bytes, kv_bytes_per_token):
@@ -200,8 +258,8 @@ def memory_for(num_tokens, num_adapters, adapter_bytes, kv_bytes_per_token):
 
 
 def small_print(args):
-    return (f"{args.model}, {machine()['cpu']}, {machine()['cores']} cores; bars are medians of "
-            f"{args.rounds} rounds, whiskers least to most" + (" (quick run)" if args.quick else ""))
+    return (f"{args.model}, {machine()['cpu']}, {machine()['cores']} cores; medians of "
+            f"{args.rounds} rounds, whiskers from least to most" + (" (quick run)" if args.quick else ""))
 
 
 def run(*words):

@@ -12,8 +12,8 @@ from html import escape
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#7f7f7f"]
 INK, FAINT = "#222222", "#dddddd"
-PANEL_WIDTH, PANEL_HEIGHT, GAP = 420, 300, 24
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 46, 52
+PANEL_WIDTH, PANEL_HEIGHT, GAP = 420, 312, 24
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 46, 58
 
 
 def write(path, title, panels, note=""):
@@ -86,7 +86,8 @@ class Bars(Panel):
     def __init__(self, label, groups, series, log_y=False, rules=()):
         super().__init__(label, series, log_y, list(rules))
         self.groups = groups
-        self.width = max(200, LEFT + RIGHT + 74 * len(groups) * max(1, len(series)))
+        slot = max(96, 44 * len(series))
+        self.width = max(LEFT + RIGHT + slot * len(groups), 20 + int(7.6 * len(label)))
 
     def marks(self, left, right):
         parts = []
@@ -106,7 +107,7 @@ class Bars(Panel):
                 above = min(y, self.y(max(measured))) - 5
                 parts.append(text(x + bar / 2, above, short(statistics.median(measured)),
                                   anchor="middle", size=11))
-            for row, words in enumerate(wrapped(group, int(slot / 6.4))):
+            for row, words in enumerate(wrapped(group, int(slot / 7))):
                 parts.append(text(middle, bottom + 16 + 14 * row, words, anchor="middle"))
         return parts
 
@@ -194,12 +195,13 @@ def short(value):
 
 
 def wrapped(words, width):
-    """At most two lines of about `width` letters."""
-    first = ""
-    rest = words.split()
-    while rest and len(first) + len(rest[0]) < max(width, 8):
-        first = f"{first} {rest.pop(0)}".strip()
-    return [part for part in (first, " ".join(rest)) if part]
+    """Lines of about `width` letters."""
+    lines = [""]
+    for word in words.split():
+        if lines[-1] and len(lines[-1]) + len(word) >= width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
 
 
 def text(x, y, content, anchor="start", size=12, weight="normal", fill=INK):

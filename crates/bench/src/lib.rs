@@ -35,5 +35,5 @@ pub use popularity::Popularity;
 pub use report::Report;
 pub use sim_report::{SimRecorder, SimReport};
 pub use synthetic::{SLoraLoad, SLoraSetting, SyntheticTrace};
-pub use trace::{TraceHeader, TraceReader, TraceRequest, TraceWriter};
+pub use trace::{TraceError, TraceHeader, TraceReader, TraceRequest, TraceWriter};
 pub use workload::{BenchRequest, LengthRange, Workload, WorkloadConfig, WorkloadError};

@@ -8,7 +8,9 @@ use crate::popularity::{AdapterSampler, Popularity};
 use crate::rng::Rng;
 use crate::trace::{TraceAdapter, TraceRequest, to_microsecond};
 use crate::workload::{LengthRange, WorkloadError, check_arrivals};
+use std::fmt;
 use std::iter::Peekable;
+use std::str::FromStr;
 use weft_types::{BaseModelSpec, Dtype, Module};
 
 /// How long prompts and outputs are.
@@ -80,6 +82,21 @@ impl SLoraSetting {
             Self::S5 => &[32],
             Self::S6 => &[64],
         }
+    }
+}
+
+impl fmt::Display for SLoraSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl FromStr for SLoraSetting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|setting| setting.to_string() == text);
+        found.ok_or_else(|| format!("setting `{text}` is not one of S1, S2, S3, S4, S5, S6"))
     }
 }
 
@@ -271,13 +288,17 @@ impl<I: Iterator<Item = TraceRequest>> Iterator for Merged<I> {
 }
 
 /// The header's adapters for synthetic requests: `adapter-0`, `adapter-1`, … with their `ranks` in
-/// turn.
+/// turn; see [`bytes_per_rank`].
 #[must_use]
-pub fn adapters(num_adapters: u32, ranks: &[u32], bytes_per_rank: u64) -> Vec<TraceAdapter> {
+pub fn adapters(
+    num_adapters: u32,
+    ranks: &[u32],
+    bytes_per_rank: Option<u64>,
+) -> Vec<TraceAdapter> {
     (0..num_adapters)
         .map(|i| {
             let rank = rank_of(i, ranks);
-            let bytes = rank.map(|rank| u64::from(rank) * bytes_per_rank);
+            let bytes = rank.zip(bytes_per_rank).map(|(rank, each)| u64::from(rank) * each);
             TraceAdapter { name: format!("adapter-{i}"), rank, bytes }
         })
         .collect()

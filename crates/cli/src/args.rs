@@ -4,10 +4,12 @@
 pub mod bench;
 pub mod serve;
 pub mod simulate;
+pub mod trace;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
 pub use simulate::BenchSimulateArgs;
+pub use trace::{BenchTraceArgs, TraceArgs};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -82,6 +84,19 @@ pub struct CheckArgs {
 pub enum AdapterCommand {
     /// Show what a PEFT directory holds, and with `--model` whether that base can serve it.
     Inspect(InspectArgs),
+    /// List a running server's adapters: where each is, how large, how often used.
+    Ls(AdapterLsArgs),
+}
+
+/// `weft adapter ls`
+#[derive(Args, Debug)]
+pub struct AdapterLsArgs {
+    /// The server; plain HTTP.
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    pub url: String,
+    /// Print what the server says, as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `weft adapter inspect`

@@ -11,7 +11,6 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use weft_adapters::{AdapterRegistry, RegistryConfig};
 use weft_bench::{
     AdapterRecipe, Arrivals, DriveLimits, Endpoint, HttpConfig, HttpTarget, PromptStyle, Report,
     Target, WorkloadConfig, drive, write_adapter,
@@ -72,17 +71,13 @@ pub async fn serve(args: BenchServeArgs) -> Result<Report> {
 /// If the model or an adapter cannot be loaded, or the flags contradict each other.
 pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
     let source = find_model(Some(&args.model))?;
-    let BuiltExecutor { executor, spec, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, facts } =
         device::build_executor(&source.path, &args.engine)?;
-    let registry = AdapterRegistry::new(RegistryConfig {
-        base_names: vec![source.default_name.clone()],
-        max_lora_rank: args.adapters.max_lora_rank,
-        adapter_dir: args.adapters.adapter_dir.clone(),
-        ..RegistryConfig::new(spec.clone())
-    })?;
-    for adapter in adapter_flags::named_adapters(&args.adapters)? {
-        registry.add_static(&adapter.name, &adapter.path)?;
-    }
+    let base_names = vec![source.default_name.clone()];
+    let config =
+        adapter_flags::registry_config(&args.adapters, spec.clone(), base_names, chunk_bytes);
+    let named = adapter_flags::named_adapters(&args.adapters)?;
+    let registry = adapter_flags::open_registry(&args.adapters, config, &named)?;
     let names: Vec<String> = registry.list().into_iter().map(|info| info.name).collect();
     let mut leases = HashMap::new();
     for name in &names {

@@ -27,6 +27,8 @@ pub struct BuiltExecutor {
     pub executor: Box<dyn Executor>,
     /// For the adapters.
     pub spec: BaseModelSpec,
+    /// Bytes of a chunk of its memory: of a page of an adapter.
+    pub chunk_bytes: usize,
     /// For people.
     pub facts: ModelFacts,
 }
@@ -38,7 +40,7 @@ pub struct ModelFacts {
     pub architecture: String,
     /// The linears in memory.
     pub weight_bytes: u64,
-    /// The KV cache.
+    /// KV cache and adapters.
     pub kv_bytes: u64,
     /// Tokens that the KV cache holds.
     pub kv_tokens: usize,
@@ -81,6 +83,7 @@ pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
     Ok(BuiltExecutor {
         executor: Box::new(executor),
         spec,
+        chunk_bytes: limits.chunk_bytes,
         facts: ModelFacts {
             architecture,
             weight_bytes: weight_bytes as u64,

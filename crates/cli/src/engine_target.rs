@@ -6,7 +6,7 @@ use weft_adapters::AdapterLease;
 use weft_bench::drive::TokenCounts;
 use weft_bench::{BenchRequest, Target, TokenClock};
 use weft_engine::EngineHandle;
-use weft_types::{GenerateRequest, SamplingParams, StopConditions, TokenEvent};
+use weft_types::{GenerateRequest, Queueing, SamplingParams, StopConditions, TokenEvent};
 
 /// An engine and the adapters that requests may name.
 pub struct EngineTarget {
@@ -36,6 +36,7 @@ impl Target for EngineTarget {
                 ..StopConditions::default()
             },
             cache_salt: None,
+            queueing: Queueing::default(),
         };
         let lease = self.adapters.get(&request.model).cloned();
         let mut stream = self.engine.submit(generate, lease).map_err(|error| error.to_string())?;
@@ -50,6 +51,7 @@ impl Target for EngineTarget {
                     });
                 }
                 TokenEvent::Failed(error) => return Err(error.to_string()),
+                TokenEvent::Expired => return Err("it waited too long".to_owned()),
             }
         }
         Err("the engine stopped".to_owned())
@@ -67,7 +69,7 @@ mod tests {
     #[tokio::test]
     async fn every_request_gets_as_many_tokens_as_it_asked_for() {
         let executor = SimExecutor::new(sim_limits(), 1000);
-        let config = EngineConfig { max_waiting: 100, enable_prefix_caching: true };
+        let config = EngineConfig { max_waiting: 100, ..EngineConfig::default() };
         let engine = weft_engine::start(Box::new(executor), 1000, config);
         let target = Arc::new(EngineTarget::new(engine.clone(), HashMap::new()));
         let workload = WorkloadConfig {

@@ -5,6 +5,7 @@
 //! [`bench`]); [`args`] is their flags and [`mod@run`] chooses between them.
 
 pub mod adapter_flags;
+pub mod adapter_list;
 pub mod announcement;
 pub mod args;
 pub mod bench;
@@ -28,3 +29,4 @@ pub mod signals;
 pub mod simulate;
 pub mod size;
 pub mod text_side;
+pub mod trace_source;

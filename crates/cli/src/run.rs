@@ -9,7 +9,7 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{bench, check, inspect, serve, simulate};
+use crate::{adapter_list, bench, check, inspect, serve, simulate, trace_source};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -51,6 +51,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
             return Ok(status(inspection.verdict.is_none_or(|verdict| verdict.is_served)));
         }
+        Command::Adapter(AdapterCommand::Ls(args)) => {
+            let list = block_on(adapter_list::fetch(&args))?;
+            if args.json {
+                println!("{}", serde_json::to_string_pretty(&list)?);
+            } else {
+                print!("{}", adapter_list::table(&list));
+            }
+        }
         Command::Bench(command) => {
             let report = match *command {
                 BenchCommand::Serve(args) => block_on(bench::serve(args))?,
@@ -66,6 +74,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 }
                 BenchCommand::Adapters(args) => {
                     bench::adapters(&args)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                BenchCommand::Trace(args) => {
+                    trace_source::write(&args)?;
                     return Ok(ExitCode::SUCCESS);
                 }
             };

@@ -1,7 +1,7 @@
 //! `weft serve`: flags in, a running server out. Everything that can be refused is refused before
 //! the port opens.
 
-use crate::adapter_flags::{self, NamedAdapter};
+use crate::adapter_flags;
 use crate::announcement::{Announcement, ServedAdapter};
 use crate::args::{EngineArgs, ServeArgs};
 use crate::cache::cache_dir;
@@ -15,14 +15,14 @@ use anyhow::{Context, Result, anyhow};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use weft_adapters::{AdapterRegistry, AdapterState, RegistryConfig};
+use weft_adapters::AdapterTier;
 use weft_engine::EngineConfig;
 use weft_server::{AppState, ServerConfig};
-use weft_types::BaseModelSpec;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -119,17 +119,22 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     }
     let source = find_model(args.model.as_deref())?;
     let text = text_side::load(&source.path)?;
-    let BuiltExecutor { executor, spec, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, facts } =
         device::build_executor(&source.path, &args.engine)
             .with_context(|| format!("cannot serve {}", source.given))?;
     let mut names = args.served_model_name.clone();
     if names.is_empty() {
         names.push(source.default_name.clone());
     }
-    let registry = registry(&spec, &names, &args, &named)?;
+    let config =
+        adapter_flags::registry_config(&args.adapters, spec.clone(), names.clone(), chunk_bytes);
+    let registry = adapter_flags::open_registry(&args.adapters, config, &named)?;
     let adapters = registry.list();
-    let handle =
-        weft_engine::start(executor, spec.vocab_size, engine_config(&args.engine, args.max_queue));
+    let engine_config = queueing_config(&args, engine_config(&args.engine, args.max_queue))?;
+    let handle = weft_engine::start(executor, spec.vocab_size, engine_config);
+    for hash in adapters.iter().filter(|info| info.pinned).filter_map(|info| info.content_hash) {
+        handle.set_pinned(hash, true);
+    }
     let mut config = ServerConfig::new(names[0].clone(), root_of(&source));
     config.served_model_names = names.clone();
     config.allow_runtime_adapters = args.allow_runtime_adapters;
@@ -156,7 +161,32 @@ pub(crate) fn find_model(given: Option<&str>) -> Result<ModelSource> {
 }
 
 pub(crate) fn engine_config(args: &EngineArgs, max_waiting: usize) -> EngineConfig {
-    EngineConfig { max_waiting, enable_prefix_caching: !args.no_prefix_caching }
+    EngineConfig {
+        max_waiting,
+        enable_prefix_caching: !args.no_prefix_caching,
+        eviction: args.eviction,
+        ..EngineConfig::default()
+    }
+}
+
+/// What the flags say of how requests wait.
+fn queueing_config(args: &ServeArgs, config: EngineConfig) -> Result<EngineConfig> {
+    let weights = args.tenant_weight.iter().map(|given| {
+        let parsed = given.rsplit_once('=').and_then(|(name, weight)| {
+            let weight: f64 = weight.parse().ok()?;
+            (weight.is_finite() && weight > 0.0)
+                .then(|| (Arc::from(format!("user:{name}")), weight))
+        });
+        parsed.with_context(|| {
+            format!("--tenant-weight {given}: write NAME=WEIGHT, such as acme=4, above 0")
+        })
+    });
+    let timeout = args.queue_timeout.map(Duration::try_from_secs_f64).transpose();
+    Ok(EngineConfig {
+        queue_timeout: timeout.context("--queue-timeout is out of range")?,
+        tenant_weights: weights.collect::<Result<_>>()?,
+        ..config
+    })
 }
 
 fn root_of(source: &ModelSource) -> String {
@@ -164,27 +194,9 @@ fn root_of(source: &ModelSource) -> String {
     path.display().to_string()
 }
 
-fn registry(
-    spec: &BaseModelSpec,
-    names: &[String],
-    args: &ServeArgs,
-    named: &[NamedAdapter],
-) -> Result<AdapterRegistry> {
-    let registry = AdapterRegistry::new(RegistryConfig {
-        base_names: names.to_vec(),
-        max_lora_rank: args.adapters.max_lora_rank,
-        adapter_dir: args.adapters.adapter_dir.clone(),
-        ..RegistryConfig::new(spec.clone())
-    })?;
-    for adapter in named {
-        registry.add_static(&adapter.name, &adapter.path)?;
-    }
-    Ok(registry)
-}
-
 impl From<weft_adapters::AdapterInfo> for ServedAdapter {
     fn from(info: weft_adapters::AdapterInfo) -> Self {
-        let is_loaded = info.state == AdapterState::Loaded;
+        let is_loaded = info.tier == AdapterTier::Host;
         Self {
             name: info.name,
             rank: info.rank,

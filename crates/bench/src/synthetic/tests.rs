@@ -117,6 +117,8 @@ fn contradictions_are_refused() {
     assert_eq!(refused(SyntheticTrace { arrivals, ..s_lora(1) }), WorkloadError::Rate);
     let trace = SyntheticTrace { first_adapter: u32::MAX, ..s_lora(1) };
     assert_eq!(refused(trace), WorkloadError::TooManyAdapters);
+    assert!("S7".parse::<SLoraSetting>().unwrap_err().contains("S1"));
+    assert!(SLoraSetting::ALL.iter().all(|s| s.to_string().parse() == Ok(*s)));
     let base = SyntheticTrace { num_adapters: 0, ..s_lora(1) };
     assert!(base.requests().unwrap().all(|r| r.adapter.is_none() && r.rank.is_none()));
 }
@@ -136,7 +138,7 @@ fn adapters_have_their_ranks_in_turn_and_bytes_by_rank() {
     };
     let each = bytes_per_rank(&base, &[Module::Q, Module::V], Dtype::F16);
     assert_eq!(each, ((8 + 8) + (8 + 4)) * 2 * 2);
-    let adapters = adapters(3, &[64, 8], each);
+    let adapters = adapters(3, &[64, 8], Some(each));
     assert_eq!(adapters.iter().map(|a| a.rank).collect::<Vec<_>>(), [Some(64), Some(8), Some(64)]);
     assert_eq!(adapters[1].bytes, Some(8 * each));
     assert_eq!(adapters[2].name, "adapter-2");

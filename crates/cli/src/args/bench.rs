@@ -2,6 +2,7 @@
 
 use super::serve::{AdapterArgs, EngineArgs};
 use super::simulate::BenchSimulateArgs;
+use super::trace::BenchTraceArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_bench::{LengthRange, Popularity};
@@ -17,6 +18,8 @@ pub enum BenchCommand {
     Simulate(BenchSimulateArgs),
     /// Write PEFT directories with random weights, to have adapters to measure with.
     Adapters(BenchAdaptersArgs),
+    /// Write a trace of requests, or sort a recorded one by arrival.
+    Trace(BenchTraceArgs),
 }
 
 /// What is sent, and when.

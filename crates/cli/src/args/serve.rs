@@ -6,6 +6,7 @@ use clap::{Args, Parser, ValueEnum};
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use weft_engine::EvictionKind;
 
 /// `weft serve`
 #[derive(Args, Clone, Debug)]
@@ -16,7 +17,7 @@ Examples:
   weft serve ./Llama-3.2-1B --quantize int8 --adapter-dir ./adapters --port 9000
   weft serve smollm2-135m-instruct --memory 2GiB --max-model-len 4096
 
-Every flag can be given as WEFT_<FLAG>, for example WEFT_PORT=9000; the flag wins.
+Flags that show an [env: …] can be given as that variable, for example WEFT_PORT=9000; the flag wins.
 Adapters are chosen by the `model` field of a request.")]
 pub struct ServeArgs {
     /// A GGUF file, a Hugging Face directory, or the name of a known model (see `weft pull --list`).
@@ -49,13 +50,27 @@ pub struct ServeArgs {
         help_heading = "HTTP"
     )]
     pub served_model_name: Vec<String>,
-    /// Open /v1/load_lora_adapter and /v1/unload_lora_adapter. Whoever reaches the port can then
+    /// Open /v1/load_lora_adapter, /v1/unload_lora_adapter and the pinning of adapters. Whoever reaches the port can then
     /// make the server read any directory that it can read.
     #[arg(long, env = "WEFT_ALLOW_RUNTIME_ADAPTERS", help_heading = "Adapters")]
     pub allow_runtime_adapters: bool,
     /// Requests that may wait for their turn; more are refused with status 429.
     #[arg(long, default_value_t = 1024, env = "WEFT_MAX_QUEUE", help_heading = "HTTP")]
     pub max_queue: usize,
+    /// Seconds that a request may wait for its turn, unless it says otherwise (`queue_timeout`): then
+    /// it is refused with status 429, at once if that can be foreseen. Default: any time.
+    #[arg(long, env = "WEFT_QUEUE_TIMEOUT", value_name = "SECONDS", help_heading = "HTTP")]
+    pub queue_timeout: Option<f64>,
+    /// A tenant's share of the machine when others want it, too; others have 1. A tenant is the
+    /// `user` of a request.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        env = "WEFT_TENANT_WEIGHT",
+        value_name = "USER=WEIGHT",
+        help_heading = "HTTP"
+    )]
+    pub tenant_weight: Vec<String>,
 }
 
 impl ServeArgs {
@@ -115,7 +130,8 @@ pub struct AdapterArgs {
     /// Convert adapters' weights while loading.
     #[arg(long, value_enum, default_value_t, env = "WEFT_ADAPTER_DTYPE")]
     pub adapter_dtype: AdapterDtypeChoice,
-    /// An adapter that is loaded at start and never leaves host memory; may be given several times.
+    /// An adapter that is loaded at start and stays in host memory, and once it was used on the
+    /// device; may be given several times.
     #[arg(long, value_delimiter = ',', env = "WEFT_PIN", value_name = "NAME")]
     pub pin: Vec<String>,
     /// vLLM's spelling of --adapter: NAME=PATH …, or JSON objects with name and path.
@@ -177,7 +193,8 @@ pub struct EngineArgs {
     /// Where the model runs.
     #[arg(long, value_enum, default_value_t, env = "WEFT_DEVICE")]
     pub device: DeviceChoice,
-    /// Memory for the KV cache, such as 2GiB. Default: a quarter of the free memory, at most 4GiB.
+    /// Memory that KV cache and adapters share, such as 2GiB. Default: a quarter of the free memory,
+    /// at most 4GiB.
     #[arg(long, env = "WEFT_MEMORY", value_name = "SIZE")]
     pub memory: Option<ByteSize>,
     /// Longest prompt and output together, in tokens. Default: what the model was trained for, or
@@ -200,6 +217,10 @@ pub struct EngineArgs {
     /// Threads that compute; 0 is one per core.
     #[arg(long, default_value_t = 0, env = "WEFT_THREADS", value_name = "N")]
     pub threads: usize,
+    /// Which idle adapters and prefixes leave the memory first: gdsf (by frequency, cost and size),
+    /// lru or chameleon.
+    #[arg(long, default_value = "gdsf", env = "WEFT_EVICTION", value_name = "POLICY")]
+    pub eviction: EvictionKind,
     /// Compute every prompt in full, even if its beginning was seen before.
     #[arg(long, env = "WEFT_NO_PREFIX_CACHING", alias = "no-enable-prefix-caching")]
     pub no_prefix_caching: bool,
