@@ -1,5 +1,6 @@
 //! Tests over the whole scheduler.
 
+mod fairness;
 mod histories;
 mod plans;
 mod rules;

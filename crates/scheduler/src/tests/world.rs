@@ -130,11 +130,6 @@ impl World {
         self.check();
     }
 
-    /// Adapters that are on the device, loaded.
-    pub(super) fn num_resident(&self) -> usize {
-        self.device.values().filter(|one| one.steps_left == 0).count()
-    }
-
     /// Evicts and begins to load what the plan says, and ends the loads whose time has come.
     fn move_adapters(&mut self, plan: &StepPlan) {
         for id in &plan.evictions {
