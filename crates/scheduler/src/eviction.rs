@@ -50,7 +50,9 @@ pub enum EvictionKind {
 }
 
 impl EvictionKind {
-    pub(crate) fn policy(self) -> Box<dyn EvictionPolicy> {
+    /// A policy of this kind that has seen nothing yet.
+    #[must_use]
+    pub fn policy(self) -> Box<dyn EvictionPolicy> {
         match self {
             Self::Gdsf => Box::new(Gdsf::default()),
             Self::Lru => Box::new(Lru),

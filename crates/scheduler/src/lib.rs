@@ -42,7 +42,7 @@ pub use admission::{AddError, check_fits};
 pub use commit::SequenceEvent;
 pub use cost::CostModel;
 pub use eviction::{AdapterFacts, EvictionKind, EvictionPolicy, PrefixFacts};
-pub use memory::PoolUse;
+pub use memory::{Memory, PoolUse};
 pub use residency::{AdapterSpec, ResidencyCounters, ResidentAdapter};
 pub use scheduler::{Scheduler, SchedulerConfig, SchedulerCounters};
 pub use sequence::NewSequence;

@@ -29,7 +29,7 @@ pub struct PoolUse {
 }
 
 /// See the module.
-pub(crate) struct Memory {
+pub struct Memory {
     pub(crate) pool: BlockPool,
     pub(crate) residency: Residency,
     pub(crate) costs: CostModel,
@@ -44,7 +44,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(
+    /// `num_chunks` free chunks; a KV block holds `block_size` tokens.
+    #[must_use]
+    pub fn new(
         num_chunks: usize,
         block_size: usize,
         policy: Box<dyn EvictionPolicy>,
@@ -89,7 +91,7 @@ impl Memory {
     }
 
     /// A KV block for the caller alone.
-    pub(crate) fn allocate(&mut self) -> Option<BlockId> {
+    pub fn allocate(&mut self) -> Option<BlockId> {
         if !self.make_room(1, true) {
             return None;
         }
@@ -109,7 +111,7 @@ impl Memory {
     }
 
     /// One holder less of a KV block.
-    pub(crate) fn release(&mut self, id: BlockId) {
+    pub fn release(&mut self, id: BlockId) {
         let now = self.tick();
         let facts = PrefixFacts {
             compute_s: self.costs.token_s * self.block_size as f64,
@@ -128,7 +130,7 @@ impl Memory {
 
     /// Begins to load an absent adapter if there is room; `even_wanted` evicts for it what other
     /// waiting sequences need.
-    pub(crate) fn load(&mut self, id: AdapterId, even_wanted: bool) -> Option<AdapterLoad> {
+    pub fn load(&mut self, id: AdapterId, even_wanted: bool) -> Option<AdapterLoad> {
         let num_chunks = self.residency.entry(id).spec.num_chunks;
         if !self.make_room(num_chunks, even_wanted) {
             return None;
@@ -138,20 +140,24 @@ impl Memory {
         Some(AdapterLoad { adapter: id, chunks })
     }
 
-    pub(crate) fn end_load(&mut self, id: AdapterId) {
+    /// The chunks of an adapter are written.
+    pub fn end_load(&mut self, id: AdapterId) {
         let now = self.tick();
         self.residency.end_load(id, &mut *self.policy, &self.costs, now);
     }
 
-    pub(crate) fn add_waiting(&mut self, spec: AdapterSpec) -> AdapterId {
+    /// One more waiting sequence that names the adapter.
+    pub fn add_waiting(&mut self, spec: AdapterSpec) -> AdapterId {
         self.residency.add_waiting(spec)
     }
 
-    pub(crate) fn begin_use(&mut self, id: AdapterId) {
+    /// A waiting sequence begins to run; its adapter is on the device.
+    pub fn begin_use(&mut self, id: AdapterId) {
         self.residency.begin_use(id);
     }
 
-    pub(crate) fn end_use(&mut self, id: AdapterId, waits_again: bool) {
+    /// A running sequence ended, or waits again.
+    pub fn end_use(&mut self, id: AdapterId, waits_again: bool) {
         let now = self.tick();
         self.residency.end_use(id, waits_again, &mut *self.policy, &self.costs, now);
     }
