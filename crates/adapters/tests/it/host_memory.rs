@@ -221,22 +221,30 @@ async fn equal_bytes_count_once_and_leave_together() {
 #[tokio::test]
 async fn packing_may_take_more_than_the_files_without_breaking_the_budget() {
     // Chunks hold one row and most of another: pages are nearly half empty.
-    let base = tiny_llama_spec();
-    let budget = loading_bytes(8) * 3 / 2;
+    let chunk_bytes = tiny_llama_spec().intermediate_size * 4 + 448;
+    let unbounded = World::with(|config| config.chunk_bytes = chunk_bytes);
+    unbounded.write("adapters/a", 4, 1);
+    unbounded.rank("a").await.unwrap();
+    let packed = unbounded.info("a").num_bytes;
+    assert!(packed > loading_bytes(4) + 1000, "{packed}");
     let world = World::with(|config| {
-        config.chunk_bytes = base.intermediate_size * 4 + 448;
-        config.host_memory_bytes = Some(budget);
-        config.room_timeout = Duration::from_millis(100);
+        config.chunk_bytes = chunk_bytes;
+        // Room for one and for the files of another.
+        config.host_memory_bytes = Some(2 * packed - 1);
+        config.room_timeout = Duration::from_millis(200);
     });
     for (name, seed) in [("a", 1), ("b", 2)] {
         world.write(&format!("adapters/{name}"), 4, seed);
     }
     let lease = world.registry.resolve("a").await.unwrap();
-    assert!(lease.weights().num_bytes() > loading_bytes(4), "{}", lease.weights().num_bytes());
-    let _ = world.registry.resolve("b").await;
+    let error = world.registry.resolve("b").await.unwrap_err();
+    let AdapterError::HostMemoryFull { needed, .. } = error else { panic!("{error}") };
+    assert_eq!(needed, packed);
     world.registry.check_integrity().unwrap();
+    let waiting = world.resolve("b");
+    tokio::time::sleep(Duration::from_millis(50)).await;
     drop(lease);
-    assert_eq!(world.rank("b").await, Some(4));
+    assert_eq!(waiting.await.unwrap().unwrap().weights().max_rank(), 4);
     world.audit().await;
 }
 
