@@ -4,7 +4,7 @@
 
 use crate::error::{AdapterError, Refusal};
 use crate::names::check_adapter_name;
-use crate::read::{CONFIG_FILE, TENSORS_FILE};
+use crate::read::{CONFIG_FILE, TENSORS_FILE, retry_transient};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -39,12 +39,22 @@ impl AdapterDirectory {
         if check_adapter_name(name).is_err() || name.contains('/') {
             return Err(not_found());
         }
+        let io_error = |path: PathBuf, cause: io::Error| AdapterError::Io {
+            name: name.to_owned(),
+            path,
+            message: cause.to_string(),
+        };
         let path = self.root.join(name);
-        if !path.join(CONFIG_FILE).try_exists().unwrap_or(false) {
-            return Err(not_found());
+        let config = path.join(CONFIG_FILE);
+        match retry_transient(|| config.try_exists()) {
+            Ok(true) => {}
+            Ok(false) => return Err(not_found()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotADirectory => return Err(not_found()),
+            // It may well be there.
+            Err(cause) => return Err(io_error(config, cause)),
         }
         for part in [path.clone(), path.join(CONFIG_FILE), path.join(TENSORS_FILE)] {
-            match part.canonicalize() {
+            match retry_transient(|| part.canonicalize()) {
                 Ok(target) if target.starts_with(&self.canonical) => {}
                 // Said by whoever reads the files.
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
@@ -56,13 +66,7 @@ impl AdapterDirectory {
                     );
                     return Err(Refusal::new(reason).of(name));
                 }
-                Err(cause) => {
-                    return Err(AdapterError::Io {
-                        name: name.to_owned(),
-                        path: part,
-                        message: cause.to_string(),
-                    });
-                }
+                Err(cause) => return Err(io_error(part, cause)),
             }
         }
         Ok(path)

@@ -180,7 +180,7 @@ impl ReadFrom<'_> {
                 }
                 Err(fault) => return Err(self.error(fault)),
             };
-            thread::sleep(RETRY_DELAY * 4_u32.pow(num_retries - 1));
+            thread::sleep(delay_before(num_retries));
         }
     }
 
@@ -273,6 +273,21 @@ impl ReadFrom<'_> {
             false => Fault::Io { path: path.to_owned(), cause },
         })
     }
+}
+
+fn delay_before(retry: u32) -> Duration {
+    RETRY_DELAY * 4_u32.pow(retry - 1)
+}
+
+/// Tries again what failed with an error that passes.
+pub(crate) fn retry_transient<T>(operation: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    for retry in 1..=MAX_TRANSIENT_RETRIES {
+        match operation() {
+            Err(cause) if is_transient(&cause) => thread::sleep(delay_before(retry)),
+            done => return done,
+        }
+    }
+    operation()
 }
 
 fn is_nothing_there(cause: &io::Error) -> bool {

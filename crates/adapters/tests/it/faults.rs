@@ -25,16 +25,21 @@ fn hooked(hook: impl Fn(Op, &Path) -> io::Result<()> + Send + Sync + 'static) ->
 fn gated() -> (World, Gate) {
     let gate = Gate::default();
     let door = gate.clone();
-    let world = hooked(move |op, path| {
+    let hook = move |op, path: &Path| {
         if op == Op::Read && is_tensors_of(path, "slow") {
             door.pass();
         }
         Ok(())
+    };
+    let world = World::with(|config| {
+        config.storage = Hooked::storage(hook);
+        // Who reads slowly must not have the only turn to compute.
+        config.max_concurrent_lowerings = 1;
     });
     (world, gate)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_source_that_vanishes_is_said_then_remembered_and_found_when_it_comes_back() {
     let world = World::with(|config| config.host_memory_bytes = Some(100_000));
     let (a, other) = (world.write("a", 8, 1), world.write("other", 8, 2));
@@ -67,7 +72,7 @@ async fn a_source_that_vanishes_is_said_then_remembered_and_found_when_it_comes_
     world.audit().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_explicit_load_always_tries_and_ends_the_back_off() {
     let world = World::new();
     let path = world.write("adapters/a", 8, 1);
@@ -309,6 +314,33 @@ async fn a_directory_that_is_swapped_while_it_is_read_is_read_again() {
 }
 
 #[tokio::test]
+async fn a_directory_that_is_swapped_there_and_back_gives_no_mixture() {
+    let root = tempfile::tempdir().unwrap();
+    let (link, num_opened) = (root.path().join("live"), AtomicUsize::new(0));
+    let (live, old, new) = (link.clone(), root.path().join("old"), root.path().join("new"));
+    let (to_old, to_new) = (old.clone(), new.clone());
+    let world = hooked(move |op, path| {
+        if !is_tensors_of(path, "live") {
+            return Ok(());
+        }
+        match op {
+            // The configuration is the old one's and open; the tensors will be the new one's.
+            Op::Open if num_opened.fetch_add(1, Ordering::SeqCst) == 0 => swap(&live, &to_new),
+            Op::Read => swap(&live, &to_old),
+            _ => {}
+        }
+        Ok(())
+    });
+    fs::rename(world.write("a", 8, 1), &old).unwrap();
+    fs::rename(world.write("b", 8, 2), &new).unwrap();
+    swap(&link, &old);
+    let info = world.registry.load("a", &link, false).await.unwrap();
+    let expected = world.registry.load("old", &old, false).await.unwrap();
+    assert_eq!(info.content_hash, expected.content_hash);
+    world.audit().await;
+}
+
+#[tokio::test]
 async fn a_file_that_is_rewritten_while_it_is_read_is_read_again() {
     let num_writes = AtomicUsize::new(0);
     let world = hooked(move |op, path| {
@@ -411,6 +443,6 @@ async fn in_a_storm_of_reloads_every_lease_has_one_whole_version() {
     stop.store(1, Ordering::SeqCst);
     swapper.join().unwrap();
     let stats = world.registry.stats();
-    assert!(stats.loads_ok > 10, "{stats:?}");
+    assert!(stats.loads_ok > 3, "{stats:?}");
     world.audit().await;
 }

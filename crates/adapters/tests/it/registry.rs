@@ -36,8 +36,10 @@ async fn names_that_are_no_adapters_are_not_found() {
     world.write("adapters/team/sql", 4, 1);
     world.write("adapters/base", 4, 1);
     fs::create_dir(world.path("adapters/empty")).unwrap();
+    fs::write(world.path("adapters/file"), "").unwrap();
     let absolute = world.path("outside").display().to_string();
-    let names = ["x", "", ".", "..", "../outside", "empty", "team/sql", "a\0b", "base", &absolute];
+    let names =
+        ["x", "", ".", "..", "../outside", "empty", "file", "team/sql", "a\0b", "base", &absolute];
     for name in names {
         let error = world.registry.resolve(name).await.unwrap_err();
         assert_eq!(error, AdapterError::NotFound { name: name.into() });
@@ -93,7 +95,7 @@ async fn many_who_ask_at_once_share_one_load() {
     assert_eq!(world.registry.get("sql").unwrap().num_leases, 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_load_is_told_to_all_who_wait_and_remembered_for_a_moment() {
     let world = World::new();
     let path = world.write("adapters/sql", 65, 1);
