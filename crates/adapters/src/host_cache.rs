@@ -246,17 +246,21 @@ impl HostCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_types::AdapterLayout;
 
     /// Inserts an adapter of `num_bytes` that loads in `cost` seconds, after making room.
     fn insert(cache: &mut HostCache, key: u8, num_bytes: usize, cost: f64) -> Vec<u8> {
         let mut evicted = Vec::new();
         cache.reserve(u64::from(key), num_bytes, &mut evicted).unwrap();
-        let weights = PackedAdapter {
+        let layout = AdapterLayout {
             content_hash: ContentHash([key; 32]),
             low_rank: Vec::new(),
             embedding: None,
-            pages: vec![vec![0; num_bytes].into()],
+            num_pages: 1,
+            num_bytes,
         };
+        let pages = [vec![0; num_bytes].into()].into();
+        let weights = PackedAdapter { layout: layout.into(), pages };
         cache.insert(u64::from(key), weights, cost);
         cache.attach(&ContentHash([key; 32]), share(key));
         evicted.iter().map(|gone| gone.names[0].parse().unwrap()).collect()

@@ -231,7 +231,7 @@ impl Ticket {
             Lowered::Packed(packed) => (packed.content_hash, Some(packed), None),
             Lowered::InMemory(hold) => (hold.resident.weights.content_hash, None, Some(hold)),
         };
-        let num_bytes = weights.as_ref().map_or(0, PackedAdapter::num_bytes);
+        let num_bytes = weights.as_ref().map_or(0, |weights| weights.num_bytes());
         let (id, name, origin) = (self.id, Arc::clone(&self.name), self.origin.clone());
         let loaded = Loaded { id, name, origin, path, content_hash, weights, seconds };
         let mut state = self.shared.state.lock();

@@ -32,7 +32,7 @@ impl Copier {
         let (placed, finished) = channel();
         let thread = std::thread::Builder::new().name("weft-copy".into()).spawn(move || {
             for Load { adapter, packed, chunks } in requests {
-                if placed.send((adapter, PlacedAdapter::copy(packed, chunks))).is_err() {
+                if placed.send((adapter, PlacedAdapter::copy(&packed, chunks))).is_err() {
                     return;
                 }
             }

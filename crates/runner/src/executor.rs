@@ -96,7 +96,7 @@ impl CpuExecutor {
 
     fn is_placed(&self, adapter: AdapterRef) -> bool {
         let placed = self.adapters.get(&adapter.id);
-        placed.is_some_and(|placed| placed.packed().content_hash == adapter.content_hash)
+        placed.is_some_and(|placed| placed.layout().content_hash == adapter.content_hash)
     }
 
     /// Reads what is wanted of the rows `range` of the batch's logits.

@@ -27,6 +27,8 @@ pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};
 pub use executor::{AdapterRef, ExecuteError, Executor, ExecutorLimits, SequenceSpec};
 pub use id::{AdapterId, BlockId, ContentHash, SeqId, TokenId};
 pub use model::{BaseModelSpec, LinearShape};
-pub use packed::{PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, RowTooLarge};
+pub use packed::{
+    AdapterLayout, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, RowTooLarge,
+};
 pub use plan::{AdapterLoad, PlannedSequence, SequenceOutput, StepOutput, StepPlan};
 pub use request::{GenerateRequest, Queueing, SamplingParams, StopConditions};

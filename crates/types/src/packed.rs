@@ -7,6 +7,8 @@
 
 use crate::adapter::{AdapterTensor, Dtype, LoweredAdapter, Module, Site};
 use crate::id::ContentHash;
+use std::ops::Deref;
+use std::sync::Arc;
 
 /// Every run of rows begins at a multiple of this: a cache line.
 const ALIGNMENT: usize = 64;
@@ -75,17 +77,36 @@ pub struct PackedEmbedding {
     pub b: PackedMatrix,
 }
 
-/// One adapter, ready to be copied to a device whose chunks are as large as its pages.
+/// What there is in an adapter's pages, and where: all that is needed beside the copied pages.
 #[derive(Clone, Debug, PartialEq)]
-pub struct PackedAdapter {
+pub struct AdapterLayout {
     /// Of the adapter's files.
     pub content_hash: ContentHash,
     /// At most one per site, sorted by site.
     pub low_rank: Vec<PackedUpdate>,
     /// The update of the token embedding, if any.
     pub embedding: Option<PackedEmbedding>,
+    /// Pages in all.
+    pub num_pages: usize,
+    /// Bytes of all pages.
+    pub num_bytes: usize,
+}
+
+/// One adapter, ready to be copied to a device whose chunks are as large as its pages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedAdapter {
+    /// Shared with the copies, which outlive the pages.
+    pub layout: Arc<AdapterLayout>,
     /// All matrices. Every page but the last has the length of a chunk; the last may be shorter.
-    pub pages: Vec<Box<[u8]>>,
+    pub pages: Box<[Box<[u8]>]>,
+}
+
+impl Deref for PackedAdapter {
+    type Target = AdapterLayout;
+
+    fn deref(&self) -> &AdapterLayout {
+        &self.layout
+    }
 }
 
 /// Why an adapter cannot be packed.
@@ -129,21 +150,29 @@ impl PackedAdapter {
             }),
             None => None,
         };
-        let content_hash = adapter.content_hash;
-        let pages = pages.pages.into_iter().map(Vec::into_boxed_slice).collect();
-        Ok(Self { content_hash, low_rank, embedding, pages })
+        let pages: Box<[Box<[u8]>]> = pages.pages.into_iter().map(Vec::into_boxed_slice).collect();
+        let layout = AdapterLayout {
+            content_hash: adapter.content_hash,
+            low_rank,
+            embedding,
+            num_pages: pages.len(),
+            num_bytes: pages.iter().map(|page| page.len()).sum(),
+        };
+        Ok(Self { layout: Arc::new(layout), pages })
     }
+}
 
+impl AdapterLayout {
     /// Chunks that it takes on a device.
     #[must_use]
     pub fn num_chunks(&self) -> usize {
-        self.pages.len()
+        self.num_pages
     }
 
     /// Bytes of all pages.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        self.pages.iter().map(|page| page.len()).sum()
+        self.num_bytes
     }
 
     /// The largest rank of any update.

@@ -45,5 +45,5 @@ pub(crate) fn place(
 ) -> Arc<PlacedAdapter> {
     let chunks: Vec<BlockId> =
         (first_chunk..first_chunk + packed.num_chunks()).map(|i| BlockId(i as u32)).collect();
-    Arc::new(PlacedAdapter::copy(Arc::new(packed), device.lend(&chunks)))
+    Arc::new(PlacedAdapter::copy(&packed, device.lend(&chunks)))
 }

@@ -1,14 +1,16 @@
-//! An adapter on the device: its packed form, and the chunks that its pages were copied to.
+//! An adapter on the device: its layout, and the chunks that its pages were copied to.
 
 use crate::arena::LentChunks;
 use std::ops::Range;
 use std::sync::Arc;
-use weft_types::{Dtype, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, Site};
+use weft_types::{
+    AdapterLayout, Dtype, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, Site,
+};
 
 /// An adapter whose bytes are on the device. Dropping it gives the chunks back.
 #[derive(Debug)]
 pub struct PlacedAdapter {
-    packed: Arc<PackedAdapter>,
+    layout: Arc<AdapterLayout>,
     chunks: LentChunks,
 }
 
@@ -18,32 +20,32 @@ impl PlacedAdapter {
     /// # Panics
     /// When there are not as many chunks as pages or a page is larger than a chunk.
     #[must_use]
-    pub fn copy(packed: Arc<PackedAdapter>, mut chunks: LentChunks) -> Self {
+    pub fn copy(packed: &PackedAdapter, mut chunks: LentChunks) -> Self {
         assert_eq!(packed.num_chunks(), chunks.len(), "one chunk for each page");
         let embedding = packed.embedding.as_ref();
         debug_assert!(embedding.is_none_or(|update| update.a.dtype != Dtype::I8), "no row scales");
         for (index, page) in packed.pages.iter().enumerate() {
             chunks.write(index, page);
         }
-        Self { packed, chunks }
+        Self { layout: Arc::clone(&packed.layout), chunks }
     }
 
     /// What was copied.
     #[must_use]
-    pub fn packed(&self) -> &PackedAdapter {
-        &self.packed
+    pub fn layout(&self) -> &AdapterLayout {
+        &self.layout
     }
 
     /// The update at `site`, if the adapter has one.
     #[must_use]
     pub fn at(&self, site: Site) -> Option<PlacedUpdate<'_>> {
-        Some(PlacedUpdate { packed: self.packed.at(site)?, chunks: &self.chunks })
+        Some(PlacedUpdate { packed: self.layout.at(site)?, chunks: &self.chunks })
     }
 
     /// The update of the token embedding, if any.
     #[must_use]
     pub fn embedding(&self) -> Option<PlacedEmbedding<'_>> {
-        Some(PlacedEmbedding { packed: self.packed.embedding.as_ref()?, chunks: &self.chunks })
+        Some(PlacedEmbedding { packed: self.layout.embedding.as_ref()?, chunks: &self.chunks })
     }
 }
 

@@ -3,7 +3,6 @@
 use super::*;
 use crate::arena::Arena;
 use half::{bf16, f16};
-use std::sync::Arc;
 use weft_types::{
     AdapterTensor, BlockId, ContentHash, EmbeddingUpdate, LowRankUpdate, LoweredAdapter,
     PackedAdapter, Site,
@@ -70,7 +69,7 @@ fn place(
     let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
     let chunks: Vec<BlockId> = (0..packed.num_chunks() as u32).rev().map(BlockId).collect();
     let lent = Arena::new(chunks.len(), chunk_bytes).lend(&chunks);
-    PlacedAdapter::copy(Arc::new(packed), lent)
+    PlacedAdapter::copy(&packed, lent)
 }
 
 fn reference(x: &[f32], update: &LowRankUpdate) -> Vec<f64> {
@@ -222,7 +221,7 @@ fn where_a_matrix_is_split_does_not_change_a_bit() {
             let want = run(isa, &whole, &x, k, 2);
             for rows_per_chunk in [1, 2, 3, 5, 8] {
                 let split = place(Some(&update), None, rows_per_chunk * row_bytes);
-                assert!(split.packed().num_chunks() >= 2);
+                assert!(split.layout().num_chunks() >= 2);
                 assert_eq!(run(isa, &split, &x, k, 2), want, "{dtype:?} {isa} {rows_per_chunk}");
             }
         }
