@@ -27,6 +27,7 @@ async fn a_directory_adapter_is_known_at_once_and_loaded_when_first_asked_for() 
     assert_eq!(world.rank("late").await, None);
     world.write("adapters/late", 5, 1);
     assert_eq!(world.rank("late").await, Some(5));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -47,6 +48,7 @@ async fn names_that_are_no_adapters_are_not_found() {
         assert!(world.registry.get(name).is_none(), "{name}");
     }
     assert_eq!(world.listed(), []);
+    world.audit().await;
 }
 
 #[cfg(unix)]
@@ -71,6 +73,7 @@ async fn links_are_followed_inside_the_directory_and_refused_if_they_leave_it() 
     assert_eq!(names, ["alias", "inside"]);
     // By an explicit path, the operator decides.
     world.registry.load("escape", &outside, false).await.unwrap();
+    world.audit().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -93,6 +96,7 @@ async fn many_who_ask_at_once_share_one_load() {
     assert_eq!(world.registry.get("sql").unwrap().num_leases, 65);
     drop((leases, extra));
     assert_eq!(world.registry.get("sql").unwrap().num_leases, 0);
+    world.audit().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,6 +113,7 @@ async fn a_failed_load_is_told_to_all_who_wait_and_remembered_for_a_moment() {
     assert_eq!(remembered, format!("{words}; it is tried again in 0.1 s"));
     tokio::time::sleep(Duration::from_millis(110)).await;
     assert_eq!(world.rank("sql").await, Some(8));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -121,6 +126,7 @@ async fn a_load_goes_on_when_the_one_who_asked_goes_away() {
     }
     // Not in the adapter directory: only the load that was left alone can have brought it.
     assert_eq!(world.rank("a").await, Some(4));
+    world.audit().await;
 }
 
 /// Polls a future once.
@@ -151,6 +157,7 @@ async fn a_replaced_adapter_stays_as_it_was_for_its_leases() {
     let replaced = Arc::downgrade(running.weights());
     drop(running);
     assert!(replaced.upgrade().is_none());
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -160,6 +167,7 @@ async fn a_replacement_that_fails_leaves_the_old_one_serving() {
     world.registry.load("a", &good, false).await.unwrap();
     assert!(world.registry.load("a", &bad, true).await.is_err());
     assert_eq!(world.rank("a").await, Some(4));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -180,6 +188,7 @@ async fn unloading_revokes_at_once_and_frees_with_the_last_lease() {
     assert_eq!(again, AdapterError::NotFound { name: "a".into() });
     world.registry.load("a", &path, false).await.unwrap();
     assert_eq!(world.rank("a").await, Some(4));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -200,6 +209,7 @@ async fn an_unloaded_directory_adapter_stays_revoked_until_it_is_loaded() {
     assert_eq!(world.rank("loaded").await, None);
     world.registry.load("loaded", &path, false).await.unwrap();
     assert_eq!(world.rank("loaded").await, Some(4));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -214,6 +224,7 @@ async fn equal_files_are_held_once_under_two_names() {
     assert_eq!((one.name(), two.name()), ("a", "b"));
     world.registry.unload("a").await.unwrap();
     assert_eq!(world.rank("b").await, Some(4));
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -224,6 +235,7 @@ async fn a_file_that_changes_does_not_change_what_is_loaded() {
     world.write("adapters/sql", 6, 2);
     let after = world.registry.resolve("sql").await.unwrap();
     assert_eq!(before.content_hash(), after.content_hash());
+    world.audit().await;
 }
 
 #[tokio::test]
@@ -254,6 +266,7 @@ async fn names_and_paths_are_checked_before_anything_is_read() {
         world.registry.add_static("a", &path),
         Err(AdapterError::AlreadyLoaded { .. })
     ));
+    world.audit().await;
 }
 
 #[test]
