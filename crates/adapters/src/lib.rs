@@ -25,6 +25,7 @@ mod matrix;
 mod modules;
 mod names;
 mod peft_config;
+mod polite;
 mod quoted;
 mod read;
 mod registry;

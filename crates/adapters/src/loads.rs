@@ -10,6 +10,7 @@ use crate::error::{AdapterError, Refusal};
 use crate::host_cache::{NoRoom, Resident};
 use crate::lease::{Generation, Hold};
 use crate::lower::lower_hashed;
+use crate::polite::politely;
 use crate::read::{AdapterFiles, LoadLimits, ReadFrom, changing};
 use crate::state::{Freed, Loaded, Origin, State};
 use parking_lot::Mutex;
@@ -189,7 +190,8 @@ impl Ticket {
         work: impl FnOnce(&Shared, &str) -> T + Send + 'static,
     ) -> Result<T, AdapterError> {
         let (shared, name) = (Arc::clone(&self.shared), Arc::clone(&self.name));
-        spawn_blocking(move || work(&shared, &name)).await.map_err(|_| self.interrupted())
+        let work = move || politely(|| work(&shared, &name));
+        spawn_blocking(work).await.map_err(|_| self.interrupted())
     }
 
     /// Waits until `num_bytes` can be set aside.
