@@ -39,7 +39,7 @@ impl CostModel {
     }
 
     /// Tokens that take as long as an adapter of this rank.
-    pub(crate) fn tokens_of_rank(&self, rank: usize) -> usize {
-        if self.token_s > 0.0 { (self.rank_s * rank as f64 / self.token_s) as usize } else { 0 }
+    pub(crate) fn tokens_of_rank(&self, rank: usize) -> f64 {
+        if self.token_s > 0.0 { self.rank_s * rank as f64 / self.token_s } else { 0.0 }
     }
 }

@@ -17,13 +17,13 @@ const MIN_CHUNK: usize = 16;
 struct Budget {
     tokens: usize,
     /// Tokens that the step's adapters take the time of.
-    of_ranks: usize,
+    of_ranks: f64,
 }
 
 impl Budget {
     /// Tokens for a chunk of a sequence with so many to compute. A decode always gets its one.
     fn chunk(&self, num_uncomputed: usize) -> usize {
-        let beside_ranks = self.tokens.saturating_sub(self.of_ranks).max(MIN_CHUNK);
+        let beside_ranks = self.tokens.saturating_sub(self.of_ranks as usize).max(MIN_CHUNK);
         num_uncomputed.min(beside_ranks).min(self.tokens)
     }
 }
@@ -43,7 +43,7 @@ impl Scheduler {
     pub fn plan(&mut self, plan: &mut StepPlan) {
         plan.clear();
         self.num_steps += 1;
-        let mut budget = Budget { tokens: self.limits.max_num_batched_tokens, of_ranks: 0 };
+        let mut budget = Budget { tokens: self.limits.max_num_batched_tokens, of_ranks: 0.0 };
         let has_room = self.plan_running(plan, &mut budget);
         self.scan_waiting(plan, &mut budget, has_room);
         plan.evictions.append(&mut self.memory.evictions);

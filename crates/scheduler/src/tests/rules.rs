@@ -1,7 +1,7 @@
 //! One rule a test.
 
 use super::world::{Client, Outcome, World, adapter, plain};
-use crate::{AddError, NewSequence, Scheduler, SchedulerConfig};
+use crate::{AdapterSpec, AddError, CostModel, NewSequence, Scheduler, SchedulerConfig};
 use std::sync::Arc;
 use weft_types::{ExecutorLimits, FinishReason, StopConditions, TokenEvent, TokenId};
 
@@ -168,4 +168,72 @@ fn what_could_never_fit_is_refused_when_it_is_added() {
     let refused = scheduler.add(plain(&prompt(12), 30));
     assert_eq!(refused, Err(AddError::TooManyBlocks { needed: 11, max: 5 }));
     assert!(scheduler.is_empty());
+}
+
+#[test]
+fn prefill_chunks_shrink_by_what_the_ranks_of_a_step_cost() {
+    let limits =
+        ExecutorLimits { max_num_batched_tokens: 64, max_model_len: 256, num_blocks: 96, ..LIMITS };
+    let tokens_beside = |num_adapters: u8| {
+        // A rank costs as much as half a token.
+        let costs = CostModel { token_s: 2e-3, rank_s: 1e-3, ..CostModel::default() };
+        let config = SchedulerConfig { costs, ..SchedulerConfig::new(limits.clone()) };
+        let mut world = World::with_config(config);
+        for byte in 0..num_adapters {
+            let spec = AdapterSpec { rank: 15, ..adapter(byte, 1) };
+            world.add(NewSequence { adapter: Some(spec), ..plain(&prompt(3), 40) }).unwrap();
+        }
+        for _ in 0..4 {
+            world.step(Outcome::Computed);
+        }
+        world.add(plain(&prompt(200), 1)).unwrap();
+        world.step(Outcome::Computed);
+        world.plan.sequences.last().unwrap().tokens.len()
+    };
+    assert_eq!(tokens_beside(0), 64);
+    assert_eq!(tokens_beside(1), 64 - 1 - 7);
+    assert_eq!(tokens_beside(3), 64 - 3 - 22);
+}
+
+#[test]
+fn a_pinned_adapter_survives_pressure_until_nothing_else_is_left() {
+    let mut world = World::new(LIMITS, true);
+    let of = |byte: u8| NewSequence { adapter: Some(adapter(byte, 4)), ..plain(&prompt(4), 2) };
+    world.pin(adapter(0, 4).hash, true);
+    for byte in 0..6 {
+        world.add(of(byte)).unwrap();
+        world.run_to_the_end();
+    }
+    let is_resident = |world: &World, byte: u8| {
+        let hash = adapter(byte, 4).hash;
+        world.scheduler.adapters().any(|one| one.hash == hash && one.is_resident)
+    };
+    assert!(is_resident(&world, 0) && !is_resident(&world, 1));
+    // Thirteen blocks of sixteen: the pin yields, rather than to let the request wait for ever.
+    world.add(plain(&prompt(47), 1)).unwrap();
+    world.add(NewSequence { adapter: Some(adapter(7, 4)), ..plain(&prompt(44), 2) }).unwrap();
+    world.run_to_the_end();
+    assert!(!is_resident(&world, 0));
+}
+
+#[test]
+fn hits_and_loads_are_counted() {
+    let mut world = World::new(LIMITS, true);
+    let of = |byte: u8| NewSequence { adapter: Some(adapter(byte, 2)), ..plain(&prompt(4), 2) };
+    for byte in [0, 1, 0, 0] {
+        world.add(of(byte)).unwrap();
+        world.run_to_the_end();
+    }
+    let counters = world.scheduler.residency_counters();
+    assert_eq!((counters.hits, counters.misses), (2, 2));
+    assert_eq!((counters.loads, counters.loaded_chunks, counters.evictions), (2, 4, 0));
+}
+
+#[test]
+fn a_sequence_and_its_adapter_must_fit_together() {
+    let mut scheduler = Scheduler::new(SchedulerConfig::new(LIMITS));
+    let new = NewSequence { adapter: Some(adapter(0, 14)), ..plain(&prompt(8), 2) };
+    let refused = AddError::AdapterTooLarge { adapter: 14, needed: 3, max: 16 };
+    assert_eq!(scheduler.add(new), Err(refused));
+    assert!(scheduler.is_empty() && scheduler.adapters().next().is_none());
 }
