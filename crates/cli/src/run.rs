@@ -56,7 +56,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             if args.json {
                 println!("{}", serde_json::to_string_pretty(&list)?);
             } else {
-                print!("{}", adapter_list::table(&list));
+                print!("{}", adapter_list::table(&list, adapter_list::now_unix()));
             }
         }
         Command::Bench(command) => {
