@@ -135,8 +135,8 @@ async fn adapters_that_lose_their_files_fail_alone_and_come_back_with_them() {
     }
     let (base, new) = (ask(&server, "base", 0).await, ask(&server, "new", 0).await);
     let others_go_on = async || {
-        for index in 5..16 {
-            assert_eq!(ask(&server, &format!("a{index}"), 0).await, before[index], "a{index}");
+        for (index, before) in before.iter().enumerate().skip(5) {
+            assert_eq!(ask(&server, &format!("a{index}"), 0).await, *before, "a{index}");
         }
         assert_eq!(ask(&server, "base", 0).await, base);
     };
@@ -173,7 +173,7 @@ async fn adapters_that_lose_their_files_fail_alone_and_come_back_with_them() {
         write(&path(index), index);
     }
     others_push_them_out().await;
-    for index in 0..5 {
+    for (index, before) in before.iter().enumerate().take(5) {
         let model = format!("a{index}");
         // A failure is remembered for a while.
         for attempt in 0.. {
@@ -183,7 +183,7 @@ async fn adapters_that_lose_their_files_fail_alone_and_come_back_with_them() {
             }
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
-        assert_eq!(ask(&server, &model, 0).await, before[index], "{model}");
+        assert_eq!(ask(&server, &model, 0).await, *before, "{model}");
     }
     assert_sound(&server).await;
 }
