@@ -20,6 +20,9 @@ pub(crate) enum Command {
 pub(crate) struct Submission {
     pub(crate) id: SeqId,
     pub(crate) request: GenerateRequest,
+    /// When it is not wanted any more if it has not begun to run. Counts from the moment at which it
+    /// was sent, not from that at which the loop had time to read it.
+    pub(crate) deadline_ms: Option<u64>,
     pub(crate) outlet: Outlet,
 }
 

@@ -121,7 +121,9 @@ impl EngineHandle {
         let id = shared.next_id();
         let (sender, receiver) = mpsc::channel(max_events(&request, &shared.limits));
         let outlet = Outlet { events: sender, lease: adapter, adapter: None, slot };
-        let submission = Box::new(Submission { id, request, outlet });
+        let timeout_ms = request.queueing.timeout.map(|timeout| timeout.as_millis() as u64);
+        let deadline_ms = timeout_ms.map(|timeout| shared.now_ms().saturating_add(timeout));
+        let submission = Box::new(Submission { id, request, deadline_ms, outlet });
         commands.try_send(Command::Submit(submission)).map_err(|error| match error {
             TrySendError::Full(_) => SubmitError::QueueFull { max: *max_waiting },
             TrySendError::Disconnected(_) => SubmitError::Stopped,

@@ -15,6 +15,7 @@ mod adapter_sources;
 mod command;
 mod execute;
 mod handle;
+mod loads;
 mod shared;
 pub mod sim;
 mod stats;

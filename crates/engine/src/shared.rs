@@ -86,7 +86,7 @@ impl Shared {
         // From here on it is counted, and uncounted when dropped.
         *self.tenants.lock().entry(Arc::clone(tenant)).or_insert(0) += 1;
         let slot = LiveSlot { shared: Arc::clone(self), tenant: Arc::clone(tenant) };
-        let max_of_tenant = max_waiting - max_waiting / 8 + self.limits.max_num_seqs;
+        let max_of_tenant = max_waiting - max_waiting / 8 + running;
         if self.tenants.lock().get(tenant).is_some_and(|&count| count > max_of_tenant) {
             return Err(SubmitError::TenantQueueFull { max: max_of_tenant });
         }

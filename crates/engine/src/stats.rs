@@ -194,11 +194,12 @@ impl EngineStats {
         self.failed_steps.fetch_add(u64::from(!is_ok), Ordering::Relaxed);
     }
 
-    pub(crate) fn publish(&self, scheduler: &Scheduler, now_ms: u64) {
+    /// `adapters_changed`: whether any came, left or were pinned while the roster stayed as it was.
+    pub(crate) fn publish(&self, scheduler: &Scheduler, now_ms: u64, adapters_changed: bool) {
         let counters = scheduler.counters();
         self.running.store(scheduler.num_running(), Ordering::Relaxed);
         self.expired.store(counters.num_expired, Ordering::Relaxed);
-        self.memory.lock().update(scheduler);
+        self.memory.lock().update(scheduler, adapters_changed);
         self.queue.lock().update(scheduler, now_ms);
         self.prompt_tokens.store(counters.prompt_tokens, Ordering::Relaxed);
         self.cached_tokens.store(counters.prefix_hit_tokens, Ordering::Relaxed);
@@ -213,10 +214,11 @@ impl EngineStats {
 }
 
 impl MemoryStats {
-    fn update(&mut self, scheduler: &Scheduler) {
+    fn update(&mut self, scheduler: &Scheduler, adapters_changed: bool) {
         self.pool = scheduler.pool_use();
         let counters = scheduler.residency_counters();
-        if self.counters != counters || self.roster_version != scheduler.roster_version() {
+        let roster_changed = self.roster_version != scheduler.roster_version();
+        if adapters_changed || roster_changed || self.counters != counters {
             self.counters = counters;
             self.roster_version = scheduler.roster_version();
             self.adapters.clear();

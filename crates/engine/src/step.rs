@@ -4,6 +4,7 @@
 use crate::adapter_sources::AdapterSources;
 use crate::command::{Command, Outlet, Submission};
 use crate::execute::{execute, guard};
+use crate::loads::Loads;
 use crate::shared::{Phase, Shared};
 use crate::stats::ActiveAdapters;
 use crate::stream::is_last;
@@ -15,8 +16,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use weft_types::{
-    AdapterId, AdapterRef, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput, StepPlan,
-    TokenEvent,
+    AdapterId, AdapterRef, ContentHash, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput,
+    StepPlan, TokenEvent,
 };
 
 /// How often the loop looks for the end of a load when it has nothing to compute.
@@ -32,7 +33,10 @@ pub(crate) struct Engine {
     outlets: FxHashMap<SeqId, Outlet>,
     /// Adapters of those sequences, from which they are copied to the device.
     adapters: AdapterSources,
+    loads: Loads,
     loaded: Vec<AdapterId>,
+    /// Whether adapters came, left or were pinned since `shared.stats` was written.
+    adapters_changed: bool,
     /// The roster that `shared.stats` shows.
     shown_roster: u64,
     plan: StepPlan,
@@ -55,7 +59,9 @@ impl Engine {
             shared,
             outlets: FxHashMap::default(),
             adapters: AdapterSources::default(),
+            loads: Loads::default(),
             loaded: Vec::new(),
+            adapters_changed: false,
             shown_roster: 0,
             plan: StepPlan::default(),
             output: StepOutput::default(),
@@ -95,6 +101,9 @@ impl Engine {
             let may_wait = self.scheduler.is_empty() && self.shared.phase() == Phase::Open;
             let command = if may_wait {
                 self.audit();
+                if self.adapters_changed {
+                    self.publish_stats();
+                }
                 self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.inbox.try_recv()
@@ -103,8 +112,12 @@ impl Engine {
                 Ok(Command::Submit(submission)) => self.admit(*submission),
                 Ok(Command::Pin(content, is_pinned)) => {
                     self.scheduler.set_pinned(content, is_pinned);
+                    self.adapters_changed = true;
                 }
-                Ok(Command::Discard(content)) => self.scheduler.discard(content),
+                Ok(Command::Discard(content)) => {
+                    self.scheduler.discard(content);
+                    self.adapters_changed = true;
+                }
                 Ok(Command::Wake) => {}
                 Err(TryRecvError::Empty) => break false,
                 Err(TryRecvError::Disconnected) => break true,
@@ -120,9 +133,8 @@ impl Engine {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { id, request, mut outlet } = submission;
+        let Submission { id, request, deadline_ms, mut outlet } = submission;
         let lease = outlet.lease.as_ref();
-        let deadline = request.queueing.timeout.map(|timeout| timeout.as_millis() as u64);
         let new = NewSequence {
             id,
             prompt: Arc::clone(&request.prompt),
@@ -134,7 +146,7 @@ impl Engine {
             }),
             tenant: request.queueing.tenant,
             priority: request.queueing.priority,
-            deadline_ms: deadline.map(|timeout| self.shared.now_ms().saturating_add(timeout)),
+            deadline_ms,
             cache_salt: request.cache_salt,
             uses_cache: request.sampling.prompt_logprobs.is_none(),
         };
@@ -170,27 +182,67 @@ impl Engine {
             return;
         }
         let (executor, loaded) = (&mut self.executor, &mut self.loaded);
-        // Should it panic, that was reported; the adapters may still come.
-        let _ = guard(|| executor.finished_loads(loaded));
+        if let Err(error) = guard(|| executor.finished_loads(loaded)) {
+            self.loads.lose(error);
+        }
         for id in self.loaded.drain(..) {
-            self.scheduler.adapter_loaded(id);
+            if self.loads.end(id) {
+                self.scheduler.adapter_loaded(id);
+                self.adapters_changed = true;
+            }
+        }
+        if self.loads.has_doubtful() {
+            self.fail_waiting(|loads, id| loads.doubt(id).cloned());
         }
     }
 
     /// Begins what the plan wants moved, and waits a moment if there is nothing else to do.
     fn move_adapters(&mut self) {
         for &id in &self.plan.evictions {
-            let _ = guard(|| self.executor.unload_adapter(id));
-        }
-        for load in &self.plan.loads {
-            let source = self.adapters.get(load.adapter);
-            debug_assert!(source.is_some(), "{load:?} is for nobody");
-            if let Some(source) = source {
-                let _ = guard(|| self.executor.load_adapter(load, source));
+            if !self.loads.take_refused(id) {
+                let _ = guard(|| self.executor.unload_adapter(id));
             }
         }
+        let loads = std::mem::take(&mut self.plan.loads);
+        for load in &loads {
+            let id = load.adapter;
+            let Some(source) = self.adapters.get(id) else {
+                debug_assert!(false, "{load:?} is for nobody");
+                continue;
+            };
+            let hash = source.content_hash;
+            match guard(|| self.executor.load_adapter(load, source)) {
+                Ok(()) => self.loads.begin(id),
+                Err(error) => self.refuse_load(id, hash, &error),
+            }
+        }
+        self.plan.loads = loads;
         if self.plan.is_empty() && self.scheduler.is_loading() {
             std::thread::sleep(LOAD_POLL);
+        }
+    }
+
+    /// The executor panicked instead of beginning a load: those who wait for it fail, and its chunks
+    /// go back, so that the next who asks for the adapter has another try.
+    fn refuse_load(&mut self, id: AdapterId, hash: ContentHash, error: &ExecuteError) {
+        self.fail_waiting(|_, adapter| (adapter == id).then(|| error.clone()));
+        self.loads.refuse(id);
+        // To the scheduler it has come and is not wanted.
+        let is_pinned = self.scheduler.adapters().any(|one| one.hash == hash && one.is_pinned);
+        self.scheduler.adapter_loaded(id);
+        self.scheduler.discard(hash);
+        self.scheduler.set_pinned(hash, is_pinned);
+        self.adapters_changed = true;
+    }
+
+    /// Fails the sequences for whose adapter `why` has a sentence. None of them runs.
+    fn fail_waiting(&mut self, why: impl Fn(&Loads, AdapterId) -> Option<ExecuteError>) {
+        for (&seq, outlet) in &self.outlets {
+            if let Some(error) = outlet.adapter.and_then(|id| why(&self.loads, id))
+                && self.scheduler.abort(seq)
+            {
+                self.events.push(SequenceEvent { seq, event: TokenEvent::Failed(error) });
+            }
         }
     }
 
@@ -221,7 +273,8 @@ impl Engine {
     /// Before the events are sent, so that who has seen an event finds its effect counted.
     fn publish_stats(&mut self) {
         let stats = &self.shared.stats;
-        stats.publish(&self.scheduler, self.shared.now_ms());
+        let adapters_changed = std::mem::take(&mut self.adapters_changed);
+        stats.publish(&self.scheduler, self.shared.now_ms(), adapters_changed);
         if self.shown_roster != self.scheduler.roster_version() {
             self.shown_roster = self.scheduler.roster_version();
             stats.publish_adapters(ActiveAdapters {

@@ -65,6 +65,8 @@ const SHARED: &[(&str, Accepts)] = &[
     ("cache_salt", Accepts::NonEmptyText),
     ("prompt_logprobs", Accepts::Integer(0.0, 20.0)),
     ("user", Accepts::Text),
+    ("priority", Accepts::Integer(-2_147_483_648.0, 2_147_483_647.0)),
+    ("queue_timeout", Accepts::Number(0.0, 86_400.0, true)),
     ("response_format", Accepts::Nothing),
     ("model", Accepts::NonEmptyText),
 ];
@@ -107,7 +109,6 @@ const UNSUPPORTED: &[&str] = &[
     "logprob_token_ids",
     "logits_processors",
     "truncate_prompt_tokens",
-    "priority",
     "chat_template",
     "documents",
     "reasoning_effort",
@@ -189,6 +190,7 @@ pub fn bad_requests(model: &str) -> Vec<BadRequest> {
     {
         let good = good.as_object().cloned().unwrap_or_default();
         wrong_values(route, &good, own, &mut all);
+        just_too_large(route, &good, &mut all);
         unsupported(route, &good, &mut all);
         missing(route, &good, &mut all);
         broken_json(route, &good, &mut all);
@@ -224,6 +226,22 @@ fn wrong_values(
             };
             all.push(bad(route, &body, needle));
         }
+    }
+}
+
+/// Values that are wrong by a little only.
+fn just_too_large(route: &'static str, good: &Map<String, Value>, all: &mut Vec<BadRequest>) {
+    for (field, value) in [
+        ("user", json!("u".repeat(1025))),
+        ("cache_salt", json!("s".repeat(1025))),
+        ("priority", json!(2_147_483_648_u64)),
+        ("priority", json!(-2_147_483_649_i64)),
+        ("queue_timeout", json!(86_400.5)),
+        ("queue_timeout", json!(-0.001)),
+    ] {
+        let mut body = good.clone();
+        body.insert(field.to_owned(), value);
+        all.push(bad(route, &body, format!("`{field}` must")));
     }
 }
 

@@ -1,6 +1,7 @@
 //! The server over real sockets, with the demo model and its adapters.
 
 mod behaviour;
+mod churn;
 mod faults;
 mod lifecycle;
 mod tenants;

@@ -1,7 +1,11 @@
 //! Tests over the whole loop, on its own thread, with the simulated executor.
 
+mod adapter_faults;
+mod adapters;
 mod failures;
+mod hooks;
 mod lifecycle;
+mod queueing;
 mod requests;
 
 use crate::sim::{SimExecutor, sim_limits};

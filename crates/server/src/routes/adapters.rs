@@ -11,7 +11,7 @@ use serde::Serialize;
 use std::collections::HashSet;
 use std::time::UNIX_EPOCH;
 use weft_adapters::{AdapterInfo, AdapterTier};
-use weft_engine::PoolUse;
+use weft_engine::{MemoryStats, PoolUse};
 use weft_types::ContentHash;
 
 /// One adapter of `/v1/adapters`.
@@ -69,8 +69,7 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<AdapterLi
     let (infos, stats) =
         state.offload().run_blocking(move || (registry.list(), registry.stats())).await?;
     let memory = state.engine().stats().memory();
-    let resident: HashSet<ContentHash> =
-        memory.adapters.iter().filter(|one| one.is_resident).map(|one| one.hash).collect();
+    let resident = resident(&memory);
     let PoolUse { num_chunks, free, kv, prefix, adapters, idle_adapters } = memory.pool;
     let chunk_bytes = state.engine().limits().chunk_bytes;
     let pool = Pool { chunk_bytes, chunks: num_chunks, free, kv, prefix, adapters, idle_adapters };
@@ -80,6 +79,10 @@ pub(crate) async fn list(State(state): State<AppState>) -> Result<Json<AdapterLi
         pool,
         host_memory: HostMemory { used: stats.host_bytes, budget: stats.host_budget_bytes },
     }))
+}
+
+fn resident(memory: &MemoryStats) -> HashSet<ContentHash> {
+    memory.adapters.iter().filter(|one| one.is_resident).map(|one| one.hash).collect()
 }
 
 fn entry(info: AdapterInfo, resident: &HashSet<ContentHash>) -> AdapterEntry {
@@ -120,11 +123,9 @@ pub(crate) async fn act(
         }
         _ => return Err(ApiError::unknown_route("POST", &format!("/v1/adapters/{path}"))),
     };
-    if let Some(hash) = info.content_hash {
-        state.engine().set_pinned(hash, info.pinned);
-    }
+    settle(&state, info.content_hash).await?;
     tracing::info!(adapter = info.name, pinned = info.pinned, "adapter pinned or unpinned");
-    Ok(Json(entry(info, &HashSet::new())))
+    Ok(Json(entry(info, &resident(&state.engine().stats().memory()))))
 }
 
 pub(crate) async fn load(
@@ -139,15 +140,11 @@ pub(crate) async fn load(
         let message = "`is_3d_lora_weight` is not supported by this server yet";
         return Err(ApiError::unsupported("is_3d_lora_weight", message));
     }
-    let before = state.adapters().get(&name).filter(|info| info.pinned);
+    let before = state.adapters().get(&name).and_then(|info| info.content_hash);
     let loaded = state.adapters().load(&name, path.as_ref(), in_place).await;
     let info = loaded.map_err(|error| ApiError::from_load(&error, &name, &path))?;
-    if let Some(before) = before.and_then(|info| info.content_hash) {
-        state.engine().set_pinned(before, false);
-    }
-    if let Some(hash) = info.content_hash.filter(|_| info.pinned) {
-        state.engine().set_pinned(hash, true);
-    }
+    settle(&state, before).await?;
+    settle(&state, info.content_hash).await?;
     tracing::info!(adapter = name, rank = info.rank, bytes = info.num_bytes, "adapter loaded");
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
@@ -162,11 +159,23 @@ pub(crate) async fn unload(
     let before = state.adapters().get(&name).and_then(|info| info.content_hash);
     let unloaded = state.adapters().unload(&name).await;
     unloaded.map_err(|_| ApiError::unknown_adapter(&name))?;
-    if let Some(hash) = before {
-        state.engine().discard(hash);
-    }
+    settle(&state, before).await?;
     tracing::info!(adapter = name, "adapter unloaded");
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
+}
+
+/// Tells the engine what the names that have this content want of it, after one of them changed.
+async fn settle(state: &AppState, content: Option<ContentHash>) -> Result<(), ApiError> {
+    let Some(content) = content else { return Ok(()) };
+    let registry = state.adapters().clone();
+    let mut infos = state.offload().run_blocking(move || registry.list()).await?;
+    infos.retain(|info| info.content_hash == Some(content));
+    if infos.is_empty() {
+        state.engine().discard(content);
+    } else {
+        state.engine().set_pinned(content, infos.iter().any(|info| info.pinned));
+    }
+    Ok(())
 }
 
 fn require_allowed(state: &AppState) -> Result<(), ApiError> {

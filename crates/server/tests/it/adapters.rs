@@ -125,31 +125,113 @@ async fn a_broken_adapter_of_the_directory_is_found_and_refused() {
 }
 
 #[tokio::test]
-async fn adapters_are_listed_with_what_is_known_of_them() {
+async fn adapters_are_listed_with_where_they_are_and_how_they_are_used() {
     let server = Server::start().await;
     let mut answer = server.get("/v1/adapters").await.json();
     assert_eq!(answer["object"], "list");
     let calm = &answer["data"][0];
-    assert_eq!((&calm["name"], &calm["state"]), (&json!("calm"), &json!("known")));
+    assert_eq!((&calm["name"], &calm["tier"]), (&json!("calm"), &json!("source")));
     assert_eq!((&calm["rank"], &calm["hash"]), (&Value::Null, &Value::Null));
     let loud = &mut answer["data"][1];
     assert_eq!(loud["hash"].take().as_str().unwrap().len(), 16);
-    assert!(loud["bytes"].take().as_u64().unwrap() > 1000);
+    let bytes = loud["bytes"].take().as_u64().unwrap();
+    assert!(bytes > 1000);
     let path = server.path("loud");
     assert_eq!(
         *loud,
-        json!({ "name": "loud", "path": path, "state": "loaded", "rank": 4, "bytes": null,
-                "hash": null, "leases": 0 })
+        json!({ "name": "loud", "path": path, "tier": "host", "pinned": false, "rank": 4,
+                "bytes": null, "hash": null, "leases": 0, "hits": 0, "last_used": null })
     );
-    spoken_by(&server, "calm").await;
-    assert_eq!(server.get("/v1/adapters").await.json()["data"][0]["state"], "loaded");
+    assert_eq!(answer["host_memory"], json!({ "used": bytes, "budget": null }));
+
+    for _ in 0..3 {
+        spoken_by(&server, "calm").await;
+    }
+    let answer = server.get("/v1/adapters").await.json();
+    let calm = &answer["data"][0];
+    assert_eq!((&calm["tier"], &calm["hits"]), (&json!("device"), &json!(3)));
+    assert!(calm["last_used"].as_u64().unwrap() > 1_700_000_000);
+    let pool = &answer["pool"];
+    let count = |key: &str| pool[key].as_u64().unwrap();
+    assert_eq!((count("chunk_bytes"), count("chunks"), count("kv")), (1 << 16, 128, 0));
+    assert_eq!((count("adapters"), count("idle_adapters")), (0, 1));
+    assert_eq!(count("free") + count("prefix") + count("idle_adapters"), 128);
+    assert!(answer["host_memory"]["used"].as_u64().unwrap() > bytes);
+}
+
+#[tokio::test]
+async fn adapters_are_pinned_and_unpinned_by_name_slashes_included() {
+    let server = Server::start().await;
+    let body = json!({ "lora_name": "team/new", "lora_path": server.path("other") });
+    assert_eq!(load(&server, body).await.0, 200);
+    let entry = async |name: &str| {
+        let list = server.get("/v1/adapters").await.json();
+        let mut entries = list["data"].as_array().unwrap().iter();
+        entries.find(|entry| entry["name"] == name).cloned().unwrap_or_default()
+    };
+    for name in ["calm", "team/new"] {
+        let answer = server.post(&format!("/v1/adapters/{name}/pin"), &json!({})).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert_eq!(answer.json()["name"], name);
+        assert_eq!(answer.json()["pinned"], true);
+        spoken_by(&server, name).await;
+        server.idle().await;
+        let pinned = entry(name).await;
+        assert_eq!((&pinned["pinned"], &pinned["tier"]), (&json!(true), &json!("device")));
+    }
+    let pool = server.get("/v1/adapters").await.json()["pool"].clone();
+    assert_eq!((&pool["adapters"], &pool["idle_adapters"]), (&json!(2), &json!(0)));
+    for name in ["calm", "team/new"] {
+        let answer = server.post(&format!("/v1/adapters/{name}/unpin"), &json!({})).await;
+        assert_eq!((answer.status, &answer.json()["pinned"]), (200, &json!(false)));
+        assert_eq!(answer.json()["tier"], "device");
+        assert_eq!(entry(name).await["pinned"], false);
+    }
+    while server.get("/v1/adapters").await.json()["pool"]["idle_adapters"] != 2 {}
+}
+
+#[tokio::test]
+async fn a_pin_outlives_the_unloading_of_another_name_with_the_same_content() {
+    let server = Server::start().await;
+    for name in ["x", "y"] {
+        let body = json!({ "lora_name": name, "lora_path": server.path("other") });
+        assert_eq!(load(&server, body).await.0, 200);
+    }
+    assert_eq!(server.post("/v1/adapters/x/pin", &json!({})).await.status, 200);
+    spoken_by(&server, "x").await;
+    assert_eq!(server.post("/v1/adapters/y/unpin", &json!({})).await.status, 200);
+    assert_eq!(server.post(UNLOAD, &json!({ "lora_name": "y" })).await.status, 200);
+    spoken_by(&server, "base").await;
+    let pinned = |server: &Server| server.engine.stats().memory().pool.adapters;
+    server.idle().await;
+    assert_eq!(pinned(&server), 1, "x is still pinned");
+    assert_eq!(server.post(UNLOAD, &json!({ "lora_name": "x" })).await.status, 200);
+    while pinned(&server) > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(server.engine.stats().memory().adapters.is_empty(), "nobody has it now");
+}
+
+#[tokio::test]
+async fn pins_of_what_is_not_there_are_not_found() {
+    let server = Server::start().await;
+    for path in ["nobody/pin", "nobody/unpin", "team/nobody/pin", "base/pin", "%2e%2e%2floud/pin"] {
+        let answer = server.post(&format!("/v1/adapters/{path}"), &json!({})).await;
+        assert_eq!(answer.status, 404, "{path}: {}", answer.text);
+        assert!(answer.message().contains("does not exist"), "{path}: {}", answer.text);
+    }
+    for path in ["calm/press", "calm", "pin"] {
+        let answer = server.post(&format!("/v1/adapters/{path}"), &json!({})).await;
+        assert_eq!(answer.status, 404, "{path}: {}", answer.text);
+        assert_eq!(answer.json()["error"]["code"], "unknown_url", "{path}: {}", answer.text);
+    }
 }
 
 #[tokio::test]
 async fn the_routes_are_closed_unless_the_operator_opens_them() {
     let options = Options { allow_runtime_adapters: false, ..Options::default() };
     let server = Server::with(options).await;
-    for path in [LOAD, UNLOAD] {
+    for path in [LOAD, UNLOAD, "/v1/adapters/loud/pin", "/v1/adapters/loud/unpin"] {
         let body = json!({ "lora_name": "x", "lora_path": server.path("other") });
         let answer = server.post(path, &body).await;
         assert_eq!(answer.status, 403);

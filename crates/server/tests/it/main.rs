@@ -13,6 +13,7 @@ mod malformed;
 mod models;
 mod observe;
 mod parrot;
+mod queueing;
 mod sampling;
 mod streaming;
 mod tokenize;

@@ -77,6 +77,45 @@ async fn metrics_have_vllms_names_and_count() {
 }
 
 #[tokio::test]
+async fn metrics_say_where_adapters_are_and_what_moved() {
+    let server = Server::start().await;
+    for model in ["loud", "calm", "loud", "base"] {
+        server.complete(json!({ "prompt": "ab", "max_tokens": 3, "model": model })).await;
+    }
+    let missing = json!({ "model": "nobody", "prompt": "ab" });
+    assert_eq!(server.post("/v1/completions", &missing).await.status, 404);
+    server.idle().await;
+    let text = server.get("/metrics").await.text;
+    let samples = parse(&text);
+    let base = "{engine=\"0\",model_name=\"base\"}";
+    for (name, value) in [
+        ("weft:adapters_on_device", 2.0),
+        ("weft:adapters_in_host_memory", 2.0),
+        ("weft:adapters_loading", 0.0),
+        ("weft:adapter_hits_total", 1.0),
+        ("weft:adapter_misses_total", 2.0),
+        ("weft:adapter_loads_total", 2.0),
+        ("weft:adapter_loaded_bytes_total", 131_072.0),
+        ("weft:adapter_evictions_total", 0.0),
+        ("weft:adapter_host_evictions_total", 0.0),
+        ("weft:adapter_source_loads_total", 2.0),
+        ("weft:requests_expired_total", 0.0),
+        ("weft:pool_audit_failures_total", 0.0),
+    ] {
+        assert_eq!(samples.get(&format!("{name}{base}")), Some(&value), "{name}\n{text}");
+    }
+    for name in ["adapter_host_bytes", "adapter_source_bytes_total"] {
+        assert!(samples[&format!("weft:{name}{base}")] > 1000.0, "{name}\n{text}");
+    }
+    let chunks = |state: &str| {
+        let labels = format!("{{engine=\"0\",model_name=\"base\",state=\"{state}\"}}");
+        samples[&format!("weft:pool_chunks{labels}")]
+    };
+    assert_eq!((chunks("kv"), chunks("adapters"), chunks("idle_adapters")), (0.0, 0.0, 2.0));
+    assert_eq!(chunks("free") + chunks("prefix"), 126.0);
+}
+
+#[tokio::test]
 async fn there_is_one_series_of_adapters_however_many_were_used() {
     let server = Server::start().await;
     for model in ["loud", "calm", "base"] {

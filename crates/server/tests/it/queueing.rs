@@ -1,0 +1,86 @@
+//! Requests that wait: who is refused, with which status, and when to come back.
+
+use crate::harness::{Answer, Options, Server, with_model};
+use reqwest::header::RETRY_AFTER;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+const ROUTE: &str = "/v1/completions";
+
+async fn one_at_a_time(max_waiting: usize) -> Arc<Server> {
+    let options = Options { max_num_seqs: 1, max_waiting, ..Options::default() };
+    Arc::new(Server::with(options).await)
+}
+
+/// A request that runs for about a second, of a user.
+fn slow(user: &str) -> Value {
+    with_model(json!({ "prompt": "~", "max_tokens": 400, "user": user }))
+}
+
+/// Sends it, and waits until the engine has it.
+async fn begin(server: &Arc<Server>, body: Value) -> tokio::task::JoinHandle<Answer> {
+    let num_live = || server.engine.stats().running() + server.engine.stats().waiting();
+    let before = num_live();
+    let sender = Arc::clone(server);
+    let task = tokio::spawn(async move { sender.post(ROUTE, &body).await });
+    while num_live() == before {
+        tokio::task::yield_now().await;
+    }
+    task
+}
+
+fn assert_too_many(answer: &Answer, sentence: &str) {
+    assert_eq!(answer.status, 429, "{}", answer.text);
+    assert_eq!(answer.json()["error"]["type"], "RateLimitError");
+    assert_eq!(answer.json()["error"]["code"], "rate_limit_exceeded");
+    assert!(answer.message().contains(sentence), "{}", answer.text);
+    let seconds = answer.headers[RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap();
+    assert!((1..3600).contains(&seconds), "{seconds}");
+}
+
+#[tokio::test]
+async fn a_request_that_waits_longer_than_it_may_is_told_to_come_back() {
+    let server = one_at_a_time(64).await;
+    let running = begin(&server, slow("")).await;
+    while server.engine.stats().running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    for model in ["base", "loud"] {
+        let impatient = json!({ "model": model, "prompt": "ab", "queue_timeout": 0.05 });
+        assert_too_many(&server.post(ROUTE, &impatient).await, "waited longer than it may");
+        let none = json!({ "model": model, "prompt": "ab", "queue_timeout": 0 });
+        assert_too_many(&server.post(ROUTE, &none).await, "waited longer than it may");
+    }
+    assert_eq!(running.await.unwrap().status, 200);
+    assert_eq!(server.engine.stats().expired(), 4);
+    let patient = json!({ "prompt": "ab", "queue_timeout": 60, "priority": -1, "max_tokens": 2 });
+    assert_eq!(server.complete(patient).await["choices"][0]["text"], "ab");
+    server.idle().await;
+    assert_eq!(server.engine.stats().damages(), 0);
+}
+
+#[tokio::test]
+async fn a_tenant_over_its_share_is_refused_while_another_gets_in() {
+    let server = one_at_a_time(8).await;
+    let mut greedy = vec![begin(&server, slow("greedy")).await];
+    while server.engine.stats().running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    for _ in 1..8 {
+        greedy.push(begin(&server, slow("greedy")).await);
+    }
+    let refused = server.post(ROUTE, &slow("greedy")).await;
+    assert_too_many(&refused, "this tenant has 8 unfinished requests already");
+    let short = json!({ "prompt": "ab", "max_tokens": 2, "user": "modest" });
+    let modest = begin(&server, with_model(short.clone())).await;
+    let full = server.post(ROUTE, &with_model(short.clone())).await;
+    assert_eq!(full.status, 503, "{}", full.text);
+    assert!(full.headers.contains_key(RETRY_AFTER));
+
+    // The clients go away; whoever waits behind them is served.
+    greedy.iter().for_each(tokio::task::JoinHandle::abort);
+    assert_eq!(modest.await.unwrap().status, 200);
+    server.idle().await;
+    assert_eq!(server.complete(short).await["choices"][0]["text"], "ab");
+    assert_eq!(server.engine.stats().damages(), 0);
+}
