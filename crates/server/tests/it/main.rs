@@ -17,3 +17,4 @@ mod sampling;
 mod streaming;
 mod tokenize;
 mod tokenizer_files;
+mod trace;
