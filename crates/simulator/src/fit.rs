@@ -101,8 +101,8 @@ fn least_squares(points: &[Point], errors: Errors) -> [f64; 3] {
         let weight = point.weight(errors);
         for i in 0..3 {
             c[i] += weight * point.x[i] * point.y;
-            for j in 0..3 {
-                a[i][j] += weight * point.x[i] * point.x[j];
+            for (sum, x) in a[i].iter_mut().zip(point.x) {
+                *sum += weight * point.x[i] * x;
             }
         }
     }
@@ -121,10 +121,8 @@ fn least_squares(points: &[Point], errors: Errors) -> [f64; 3] {
 /// determined.
 fn solve(mut a: [[f64; 3]; 3], mut c: [f64; 3], is_free: [bool; 3]) -> Option<[f64; 3]> {
     for i in (0..3).filter(|&i| !is_free[i]) {
-        for j in 0..3 {
-            a[i][j] = 0.0;
-            a[j][i] = 0.0;
-        }
+        a[i] = [0.0; 3];
+        a.iter_mut().for_each(|row| row[i] = 0.0);
         a[i][i] = 1.0;
         c[i] = 0.0;
     }
