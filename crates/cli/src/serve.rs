@@ -20,9 +20,10 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use weft_adapters::AdapterTier;
+use weft_adapters::{AdapterInfo, AdapterTier};
+use weft_bench::{TraceAdapter, TraceHeader};
 use weft_engine::EngineConfig;
-use weft_server::{AppState, ServerConfig};
+use weft_server::{AppState, ServerConfig, TraceRecorder};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -138,6 +139,12 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     let mut config = ServerConfig::new(names[0].clone(), root_of(&source));
     config.served_model_names = names.clone();
     config.allow_runtime_adapters = args.allow_runtime_adapters;
+    if let Some(path) = &args.record_trace {
+        let header = trace_header(&names[0], &adapters);
+        let recorder = TraceRecorder::create(path, header);
+        config.trace_recorder =
+            Some(recorder.with_context(|| format!("--record-trace {}", path.display()))?);
+    }
     let can_chat = text.template.is_some();
     let announcement = Announcement {
         addr: SocketAddr::new(args.host, args.port),
@@ -187,6 +194,16 @@ fn queueing_config(args: &ServeArgs, config: EngineConfig) -> Result<EngineConfi
         tenant_weights: weights.collect::<Result<_>>()?,
         ..config
     })
+}
+
+/// What is known of the adapters when a recording begins.
+fn trace_header(base: &str, adapters: &[AdapterInfo]) -> TraceHeader {
+    let adapters = adapters.iter().map(|info| TraceAdapter {
+        name: info.name.clone(),
+        rank: info.rank.and_then(|rank| u32::try_from(rank).ok()),
+        bytes: (info.num_bytes > 0).then_some(info.num_bytes as u64),
+    });
+    TraceHeader::new(base, adapters.collect())
 }
 
 fn root_of(source: &ModelSource) -> String {

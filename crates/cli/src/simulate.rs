@@ -2,11 +2,9 @@
 
 use crate::args::simulate::{BenchSimulateArgs, WorkloadChoice};
 use crate::progress::count_bar;
+use crate::trace_source::{self, TraceSource};
 use anyhow::{Context, Result, ensure};
-use std::fs::File;
-use std::io::BufReader;
-use weft_bench::synthetic::merge;
-use weft_bench::{SLoraLoad, SimReport, SyntheticTrace, TraceReader, TraceRequest};
+use weft_bench::{SLoraLoad, SimReport, SyntheticTrace};
 use weft_simulator::{CostModel, SchedulerConfig, SimulationConfig, simulate};
 use weft_types::ExecutorLimits;
 
@@ -45,13 +43,14 @@ pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
             costs,
             ..SchedulerConfig::new(limits)
         },
+        adapters: Vec::new(),
         bytes_per_rank: args.bytes_per_rank,
         default_rank: args.setting.ranks()[0],
         max_waiting: args.max_waiting,
         max_in_flight: None,
         tenants: Vec::new(),
     };
-    match args.workload {
+    let source = match args.workload {
         WorkloadChoice::Slora => {
             let rate = args.rate.unwrap_or_else(|| 0.9 * capacity(args, &costs));
             let load = SLoraLoad { alpha: args.alpha, rate, cv: args.cv, duration_s: 1.0 };
@@ -59,38 +58,25 @@ pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
                 num_requests: args.requests,
                 ..SyntheticTrace::s_lora(args.setting, args.adapters, load, args.seed)
             };
-            let mut traces = vec![trace.requests()?];
-            if let Some(factor) = args.flood {
-                traces.push(trace.neighbour(factor).requests()?);
-            }
-            Ok(with_progress(merge(traces), args.requests, config))
+            trace_source::synthetic(trace, args.flood, "base", None)?
         }
         WorkloadChoice::Punica => {
             config.max_in_flight = Some(32);
             let trace = SyntheticTrace::punica(args.distribution, args.requests, args.seed);
-            Ok(with_progress(trace.requests()?, args.requests, config))
+            trace_source::synthetic(trace, None, "base", None)?
         }
         WorkloadChoice::Trace => {
             let path = args.trace.as_deref().context("--workload trace needs --trace FILE")?;
-            let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
-            let reader = TraceReader::new(BufReader::new(file))?;
-            let (header, requests) = reader.into_sorted()?;
-            config.tenants = header.tenants;
-            let num_requests = requests.len() as u64;
-            Ok(with_progress(requests.into_iter(), num_requests, config))
+            trace_source::recorded(path)?
         }
-    }
-}
-
-fn with_progress(
-    requests: impl Iterator<Item = TraceRequest>,
-    num_requests: u64,
-    config: SimulationConfig,
-) -> SimReport {
+    };
+    let TraceSource { header, requests, num_requests } = source;
+    config.tenants = header.tenants;
+    config.adapters = header.adapters;
     let bar = count_bar(num_requests, "simulating");
     let report = simulate(requests, config, |done| bar.set_position(done));
     bar.finish_and_clear();
-    report
+    Ok(report)
 }
 
 fn title(args: &BenchSimulateArgs) -> String {

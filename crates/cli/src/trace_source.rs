@@ -4,6 +4,7 @@
 use crate::args::trace::Generator;
 use crate::args::{BenchTraceArgs, TraceArgs};
 use crate::device;
+use crate::output::forgive_broken_pipe;
 use crate::serve::find_model;
 use anyhow::{Context, Result, ensure};
 use std::fs::File;
@@ -21,6 +22,8 @@ pub struct TraceSource {
     pub header: TraceHeader,
     /// By arrival. Synthetic ones are made as they are asked for.
     pub requests: Box<dyn Iterator<Item = TraceRequest>>,
+    /// How many they are.
+    pub num_requests: u64,
 }
 
 /// Opens what the flags name. `base` and `bytes_per_rank` go into the header of a synthetic trace;
@@ -29,29 +32,52 @@ pub struct TraceSource {
 /// # Errors
 /// If the file cannot be read, or the flags contradict each other.
 pub fn open(args: &TraceArgs, base: &str, bytes_per_rank: Option<u64>) -> Result<TraceSource> {
-    if let Some(path) = &args.trace {
-        let reading = || format!("reading {}", path.display());
-        let file = File::open(path).with_context(reading)?;
-        let reader = TraceReader::new(BufReader::new(file)).with_context(reading)?;
-        let (header, requests) = reader.into_sorted().with_context(reading)?;
-        return Ok(TraceSource { header, requests: Box::new(requests.into_iter()) });
+    match &args.trace {
+        Some(path) => recorded(path),
+        None => synthetic(generated(args), args.neighbour, base, bytes_per_rank),
     }
-    let mut tenants = vec![synthetic(args)];
-    if let Some(factor) = args.neighbour {
-        ensure!(factor.is_finite() && factor > 0.0, "--neighbour must be above 0");
+}
+
+/// The requests of a file, by arrival.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn recorded(path: &Path) -> Result<TraceSource> {
+    let reading = || format!("reading {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let reader = TraceReader::new(BufReader::new(file)).with_context(reading)?;
+    let (header, requests) = reader.into_sorted().with_context(reading)?;
+    let num_requests = requests.len() as u64;
+    Ok(TraceSource { header, requests: Box::new(requests.into_iter()), num_requests })
+}
+
+/// The requests of a generator, and of a second tenant that sends `neighbour` times as much.
+///
+/// # Errors
+/// If its numbers make no sense.
+pub fn synthetic(
+    trace: SyntheticTrace,
+    neighbour: Option<f64>,
+    base: &str,
+    bytes_per_rank: Option<u64>,
+) -> Result<TraceSource> {
+    let mut tenants = vec![trace];
+    if let Some(factor) = neighbour {
+        ensure!(factor.is_finite() && factor > 0.0, "the second tenant's factor must be above 0");
         tenants.push(tenants[0].neighbour(factor));
     }
     let requests = tenants.iter().map(SyntheticTrace::requests).collect::<Result<Vec<_>, _>>()?;
     let num_adapters = tenants.iter().map(|tenant| tenant.num_adapters).sum();
+    let num_requests = tenants.iter().map(|tenant| tenant.num_requests).sum();
     let names = ["small", "large"].into_iter().take(tenants.len()).map(str::to_owned);
     let header = TraceHeader {
         tenants: names.collect(),
         ..TraceHeader::new(base, adapters(num_adapters, &tenants[0].ranks, bytes_per_rank))
     };
-    Ok(TraceSource { header, requests: Box::new(merge(requests)) })
+    Ok(TraceSource { header, requests: Box::new(merge(requests)), num_requests })
 }
 
-fn synthetic(args: &TraceArgs) -> SyntheticTrace {
+fn generated(args: &TraceArgs) -> SyntheticTrace {
     match args.generator {
         Generator::SLora => {
             let load =
@@ -84,18 +110,25 @@ pub fn write(args: &BenchTraceArgs) -> Result<()> {
         }
         None => ("base".to_owned(), None),
     };
-    let TraceSource { header, requests } = open(&args.trace, &base, each)?;
+    let TraceSource { header, requests, .. } = open(&args.trace, &base, each)?;
     let writing = || format!("writing {}", args.out.display());
-    let out: Box<dyn Write> = if args.out == Path::new("-") {
-        Box::new(io::stdout().lock())
-    } else {
-        Box::new(File::create(&args.out).with_context(writing)?)
-    };
-    let mut writer = TraceWriter::new(BufWriter::new(out), header).with_context(writing)?;
-    for request in requests {
-        writer.write(&request).with_context(writing)?;
+    if args.out == Path::new("-") {
+        return forgive_broken_pipe(write_to(io::stdout().lock(), header, requests));
     }
-    writer.flush().with_context(writing)
+    let file = File::create(&args.out).with_context(writing)?;
+    write_to(file, header, requests).with_context(writing)
+}
+
+fn write_to(
+    out: impl Write,
+    header: TraceHeader,
+    requests: impl Iterator<Item = TraceRequest>,
+) -> io::Result<()> {
+    let mut writer = TraceWriter::new(BufWriter::new(out), header)?;
+    for request in requests {
+        writer.write(&request)?;
+    }
+    writer.flush()
 }
 
 #[cfg(test)]

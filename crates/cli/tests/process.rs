@@ -79,3 +79,77 @@ fn the_demo_base_takes_less_than_twice_its_file_in_memory() {
     println!("{resident} bytes resident, {file} in the file");
     assert!(resident < 2 * file, "{resident} bytes resident, {file} in the file");
 }
+
+const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/tiny-llama");
+
+#[test]
+fn what_a_server_records_a_simulation_replays() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.jsonl");
+    let trace = trace.to_str().unwrap();
+    let server = Server::start(&[TINY, "--memory", "16MiB", "--record-trace", trace]);
+    let body = r#"{"model": "tiny-llama", "prompt": [1, 2, 3], "max_tokens": 2, "user": "acme"}"#;
+    let mut stream = TcpStream::connect(&server.addr).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (addr, len) = (&server.addr, body.len());
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {len}");
+    let head = head + "\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n";
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    // Lines reach the file within a second, not only at the end.
+    let num_lines = || std::fs::read_to_string(trace).unwrap().lines().count();
+    for _ in 0..400 {
+        if num_lines() == 2 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    drop(server);
+
+    let args = ["bench", "simulate", "--workload", "trace", "--json", "--trace", trace];
+    let output = Command::new(env!("CARGO_BIN_EXE_weft")).args(args).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["num_finished"], 1, "{report}");
+    assert!(report.to_string().contains("acme"), "{report}");
+
+    // The file is not overwritten.
+    let again = ["serve", TINY, "--port", "0", "--memory", "16MiB", "--record-trace", trace];
+    let output = Command::new(env!("CARGO_BIN_EXE_weft")).args(again).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("--record-trace"), "{said}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let args = ["bench", "simulate", "--requests", "20", "--adapters", "2", "--json"];
+    let mut process = Command::new(env!("CARGO_BIN_EXE_weft"))
+        .args(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(process.stdout.take());
+    let output = process.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_calibration_is_what_a_simulation_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let costs = dir.path().join("costs.json");
+    let costs = costs.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_weft")).arg("bench").args(args).output();
+        let output = output.unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    let flags = ["--memory", "64MiB", "--repeats", "1", "--json", costs];
+    let table = run(&[&["calibrate", TINY], flags.as_slice()].concat());
+    assert!(table.contains("32 adapters of rank 64") && table.contains("R²"), "{table}");
+    run(&["simulate", "--requests", "20", "--costs", costs]);
+}

@@ -6,6 +6,7 @@
 use crate::error::ApiError;
 use crate::metrics::SequenceTimer;
 use crate::state::AppState;
+use crate::trace_recorder::Recording;
 use futures::stream::{self, Stream, StreamExt};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -87,6 +88,8 @@ pub(crate) struct TextSequence {
     num_tokens: u32,
     pending: VecDeque<TextEvent>,
     timer: SequenceTimer,
+    /// Writes its line when it is dropped: at the end of the sequence.
+    recording: Option<Recording>,
 }
 
 /// Starts all of `inputs`, or none. `prompt_param` is the field that errors about prompts name.
@@ -130,11 +133,23 @@ impl TextSequence {
         );
         let stop_strings = StopStrings::new(options.stop_strings.clone(), options.include_stop);
         let timer = state.metrics().start_sequence();
+        let adapter = lease.as_ref().map(|lease| (lease.shared_name(), lease.weights().max_rank()));
+        let (tenant, num_prompt) = (Arc::clone(&queueing.tenant), prompt.len());
         let request =
             GenerateRequest { prompt, sampling, stop: stop.clone(), cache_salt, queueing };
         let stream = Some(state.engine().submit(request, lease)?);
-        let (num_tokens, pending) = (0, VecDeque::new());
-        Ok(Self { stream, detokenizer, stop_strings, options, stop, num_tokens, pending, timer })
+        let recorder = state.config().trace_recorder.as_ref();
+        Ok(Self {
+            stream,
+            detokenizer,
+            stop_strings,
+            options,
+            stop,
+            num_tokens: 0,
+            pending: VecDeque::new(),
+            timer,
+            recording: recorder.map(|recorder| recorder.begin(adapter, tenant, num_prompt)),
+        })
     }
 
     /// The next event; `None` after the last.
@@ -166,6 +181,9 @@ impl TextSequence {
 
     fn on_token(&mut self, drawn: Drawn) -> TextEvent {
         self.timer.token();
+        if let Some(recording) = &mut self.recording {
+            recording.token();
+        }
         self.num_tokens += 1;
         // Stop tokens are not drawn earlier, so that one of them always ends the sequence.
         let ends = self.stop.stop_token_ids.contains(&drawn.token);
@@ -203,6 +221,7 @@ impl TextSequence {
     /// Cancels what still runs, and queues the last event.
     fn finish(&mut self, finish: Finish, cached_tokens: Option<usize>) {
         self.stream = None;
+        self.recording = None;
         self.timer.finish(finish.reason);
         self.pending.push_back(TextEvent::Finished { finish, cached_tokens });
     }
@@ -222,6 +241,7 @@ impl TextSequence {
 
     fn fail(&mut self, error: ApiError) -> TextEvent {
         self.stream = None;
+        self.recording = None;
         self.timer.finish("error");
         TextEvent::Failed(error)
     }

@@ -20,7 +20,9 @@ mod routes;
 mod shutdown;
 mod sse;
 mod state;
+mod trace_recorder;
 
 pub use app::router;
 pub use shutdown::serve;
 pub use state::{AppState, ServerConfig};
+pub use trace_recorder::TraceRecorder;

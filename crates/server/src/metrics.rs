@@ -4,6 +4,7 @@
 //! here. No series per adapter: gateways scrape twenty times a second.
 
 use crate::state::{AppState, unix_seconds};
+use crate::trace_recorder::TraceRecorder;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
@@ -184,6 +185,7 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
         counter.inc_by(value);
         counter.collect()
     };
+    let recorder = state.config().trace_recorder.as_ref();
     let used_share = memory.pool.kv as f64 / limits.num_blocks.max(1) as f64;
     let families = [
         gauge("vllm:num_requests_running", "Sequences that run.", stats.running() as f64),
@@ -212,6 +214,11 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
             "weft:pool_audit_failures_total",
             "Audits of the memory pool that found a bug.",
             stats.damages(),
+        ),
+        counter(
+            "weft:trace_lines_dropped_total",
+            "Lines that a recorded trace lacks.",
+            recorder.map_or(0, TraceRecorder::num_dropped),
         ),
         lora_info(state),
         cache_info(state),

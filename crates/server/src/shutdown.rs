@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// How long streams have to say that the server stopped.
+/// How long streams have to say that the server stopped, and the trace to reach its file.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown` resolves and the requests in flight have ended.
@@ -42,19 +42,23 @@ pub async fn serve(
     let mut server = std::pin::pin!(server.into_future());
 
     tokio::select! {
-        ended = &mut server => return finish(&state, ended),
+        ended = &mut server => return finish(&state, ended).await,
         _ = stopped => {}
     }
     let timeout = state.config().shutdown_timeout;
     if let Ok(ended) = tokio::time::timeout(timeout, &mut server).await {
-        return finish(&state, ended);
+        return finish(&state, ended).await;
     }
     tracing::warn!(?timeout, "requests still run; they are ended now");
     state.engine().begin_shutdown(false);
-    tokio::time::timeout(FAREWELL, server).await.unwrap_or(Ok(()))
+    let ended = tokio::time::timeout(FAREWELL, server).await.unwrap_or(Ok(()));
+    finish(&state, ended).await
 }
 
-fn finish(state: &AppState, ended: io::Result<()>) -> io::Result<()> {
+async fn finish(state: &AppState, ended: io::Result<()>) -> io::Result<()> {
     state.engine().begin_shutdown(false);
+    if let Some(recorder) = &state.config().trace_recorder {
+        recorder.flush(FAREWELL).await;
+    }
     ended
 }

@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::trace_recorder::TraceRecorder;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use weft_adapters::{AdapterLease, AdapterRegistry};
@@ -24,6 +25,8 @@ pub struct ServerConfig {
     pub keep_alive: Duration,
     /// Requests still running this long after shutdown began are ended.
     pub shutdown_timeout: Duration,
+    /// Where each sequence that ends leaves a line.
+    pub trace_recorder: Option<TraceRecorder>,
 }
 
 impl ServerConfig {
@@ -37,6 +40,7 @@ impl ServerConfig {
             max_body_bytes: 8 << 20,
             keep_alive: Duration::from_secs(15),
             shutdown_timeout: Duration::from_secs(30),
+            trace_recorder: None,
         }
     }
 

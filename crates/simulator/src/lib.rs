@@ -6,10 +6,12 @@
 //! come out, which nothing depends on. Same input, same output.
 
 mod device;
+mod fit;
 mod simulation;
 #[cfg(test)]
 mod tests;
 
+pub use fit::{Errors, FittedCosts, LoadPoint, StepPoint, fit_costs};
 pub use simulation::{SimulationConfig, simulate};
 pub use weft_bench::SimReport;
 pub use weft_scheduler::{CostModel, EvictionKind, SchedulerConfig};

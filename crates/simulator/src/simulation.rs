@@ -4,7 +4,7 @@ use crate::device::Device;
 use rustc_hash::FxHashMap;
 use std::iter::Peekable;
 use std::sync::Arc;
-use weft_bench::{SimRecorder, SimReport, TraceRequest};
+use weft_bench::{SimRecorder, SimReport, TraceAdapter, TraceRequest};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use weft_types::{
     ContentHash, SeqId, SequenceOutput, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId,
@@ -17,9 +17,11 @@ pub struct SimulationConfig {
     pub title: String,
     /// The scheduler, the memory, and what things cost.
     pub scheduling: SchedulerConfig,
-    /// Bytes of an adapter for each unit of its rank.
+    /// What is known of the adapters, by index; may be empty.
+    pub adapters: Vec<TraceAdapter>,
+    /// Bytes of an adapter for each unit of its rank, if its bytes are not known.
     pub bytes_per_rank: u64,
-    /// The rank of adapters of which the trace does not say it.
+    /// The rank of adapters of which neither the trace nor `adapters` says it.
     pub default_rank: u32,
     /// Requests that may wait; more are refused.
     pub max_waiting: usize,
@@ -163,8 +165,10 @@ impl<P: FnMut(u64)> Simulation<P> {
     }
 
     fn adapter_spec(&self, adapter: u32, rank: Option<u32>) -> AdapterSpec {
-        let rank = rank.unwrap_or(self.config.default_rank);
-        let bytes = u64::from(rank) * self.config.bytes_per_rank;
+        let known = self.config.adapters.get(adapter as usize);
+        let rank = rank.or_else(|| known?.rank).unwrap_or(self.config.default_rank);
+        let bytes = known.and_then(|known| known.bytes);
+        let bytes = bytes.unwrap_or(u64::from(rank) * self.config.bytes_per_rank);
         let chunk_bytes = self.config.scheduling.limits.chunk_bytes as u64;
         let mut hash = [0; 32];
         hash[..4].copy_from_slice(&adapter.to_le_bytes());

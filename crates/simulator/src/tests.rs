@@ -1,7 +1,7 @@
 //! Small traces whose figures can be known beforehand.
 
 use crate::{CostModel, SchedulerConfig, SimulationConfig, simulate};
-use weft_bench::{Popularity, SLoraLoad, SLoraSetting, SyntheticTrace, TraceRequest};
+use weft_bench::{Popularity, SLoraLoad, SLoraSetting, SyntheticTrace, TraceAdapter, TraceRequest};
 use weft_types::ExecutorLimits;
 
 fn config(num_blocks: usize) -> SimulationConfig {
@@ -18,6 +18,7 @@ fn config(num_blocks: usize) -> SimulationConfig {
     SimulationConfig {
         title: "test".into(),
         scheduling: SchedulerConfig { costs, ..SchedulerConfig::new(limits) },
+        adapters: Vec::new(),
         bytes_per_rank: 1 << 17,
         default_rank: 8,
         max_waiting: 1000,
@@ -45,6 +46,19 @@ fn a_cold_adapter_delays_its_own_request_and_no_other() {
     assert_eq!((report.num_finished, report.adapters.loads), (3, 1));
     assert_eq!((report.adapters.lookups, report.adapters.hits), (2, 1));
     assert!(report.ttft.max_ms > 500.0 && report.ttft.p50_ms < 50.0, "{:?}", report.ttft);
+}
+
+#[test]
+fn bytes_and_ranks_are_those_that_the_header_says() {
+    let known = TraceAdapter { name: "a".into(), rank: Some(16), bytes: Some((5 << 20) + 1) };
+    let mut config = SimulationConfig { adapters: vec![known], ..config(64) };
+    config.scheduling.costs.rank_s = 1.0;
+    let report = simulate([request(0.0, Some(0))].into_iter(), config.clone(), |_| {});
+    assert_eq!(report.adapters.bytes_moved, 6 << 20);
+    assert!((report.simulated_s - (0.5 + 3.0 * 0.01 + 12.0 * 0.001 + 3.0 * 16.0)).abs() < 1e-9);
+    // Of another adapter nothing is known.
+    let report = simulate([request(0.0, Some(1))].into_iter(), config, |_| {});
+    assert_eq!(report.adapters.bytes_moved, 1 << 20);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The flags of `weft bench`.
 
+use super::calibrate::BenchCalibrateArgs;
 use super::serve::{AdapterArgs, EngineArgs};
 use super::simulate::BenchSimulateArgs;
 use super::trace::BenchTraceArgs;
@@ -16,6 +17,8 @@ pub enum BenchCommand {
     Engine(BenchEngineArgs),
     /// Run the scheduler over a trace, with a cost model in place of the model.
     Simulate(BenchSimulateArgs),
+    /// Measure what steps and loads cost here, for the cost model of `simulate`.
+    Calibrate(BenchCalibrateArgs),
     /// Write PEFT directories with random weights, to have adapters to measure with.
     Adapters(BenchAdaptersArgs),
     /// Write a trace of requests, or sort a recorded one by arrival.

@@ -16,6 +16,7 @@ Examples:
   weft serve model.gguf --adapter sql=./adapters/sql --adapter json=./adapters/json
   weft serve ./Llama-3.2-1B --quantize int8 --adapter-dir ./adapters --port 9000
   weft serve smollm2-135m-instruct --memory 2GiB --max-model-len 4096
+  weft serve model.gguf --adapter-dir ./adapters --record-trace monday.jsonl
 
 Flags that show an [env: …] can be given as that variable, for example WEFT_PORT=9000; the flag wins.
 Adapters are chosen by the `model` field of a request.")]
@@ -71,6 +72,10 @@ pub struct ServeArgs {
         help_heading = "HTTP"
     )]
     pub tenant_weight: Vec<String>,
+    /// Write a line for each request that ends to a new file: when it came, its model, tenant and
+    /// numbers of tokens; no text, no API key. `weft bench simulate --workload trace` replays it.
+    #[arg(long, env = "WEFT_RECORD_TRACE", value_name = "FILE", help_heading = "HTTP")]
+    pub record_trace: Option<PathBuf>,
 }
 
 impl ServeArgs {

@@ -47,7 +47,7 @@ pub struct BenchSimulateArgs {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// S-LoRA's setting, which says the adapters' ranks: S1 to S6.
-    #[arg(long, default_value = "S1", value_parser = parse_setting)]
+    #[arg(long, default_value_t = SLoraSetting::S1, value_name = "S")]
     pub setting: SLoraSetting,
     /// S-LoRA's popularity: 1 is uniform, smaller is more skewed.
     #[arg(long, default_value_t = 1.0)]
@@ -70,7 +70,7 @@ pub struct BenchSimulateArgs {
     /// Bytes of a chunk of it: sixteen tokens of KV cache.
     #[arg(long, default_value_t = 368_640, value_name = "BYTES")]
     pub chunk_bytes: usize,
-    /// Bytes of an adapter for each unit of its rank.
+    /// Bytes of an adapter for each unit of its rank, where a recorded trace does not say them.
     #[arg(long, default_value_t = 610_560, value_name = "BYTES")]
     pub bytes_per_rank: u64,
     /// Requests computed together.
@@ -91,9 +91,4 @@ pub struct BenchSimulateArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
-}
-
-fn parse_setting(name: &str) -> Result<SLoraSetting, String> {
-    let found = SLoraSetting::ALL.into_iter().find(|setting| format!("{setting:?}") == name);
-    found.ok_or_else(|| format!("there is no setting {name:?}: S-LoRA has S1 to S6"))
 }

@@ -18,3 +18,4 @@ mod sampling;
 mod streaming;
 mod tokenize;
 mod tokenizer_files;
+mod trace;

@@ -1,6 +1,6 @@
 //! Writes traces. In: a header, then requests in any order. Out: lines.
 
-use super::{TraceHeader, TraceLine, TraceRequest, to_microsecond};
+use crate::{TraceHeader, TraceLine, TraceRequest, to_microsecond};
 use std::borrow::Cow;
 use std::io::{self, Write};
 

@@ -1,7 +1,7 @@
 //! Reads traces, one line at a time. In: bytes from anywhere. Out: requests, or a sentence with the
 //! number of the line; never a panic, and never more than one line in memory.
 
-use super::{TRACE_VERSION, TraceAdapter, TraceHeader, TraceLine, TraceRequest, to_microsecond};
+use crate::{TRACE_VERSION, TraceAdapter, TraceHeader, TraceLine, TraceRequest, to_microsecond};
 use std::collections::HashMap;
 use std::io::{self, BufRead, Read};
 

@@ -1,6 +1,6 @@
 //! What is written is read back, and nothing that can be read is a panic.
 
-use super::*;
+use crate::*;
 use proptest::prelude::*;
 
 fn header() -> TraceHeader {
