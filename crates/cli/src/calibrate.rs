@@ -194,7 +194,7 @@ impl Bench {
         let mut packed = packed.clone();
         let mut hash = [0xCA; 32];
         hash[..8].copy_from_slice(&number.to_le_bytes());
-        packed.content_hash = ContentHash(hash);
+        Arc::make_mut(&mut packed.layout).content_hash = ContentHash(hash);
         let adapter =
             AdapterRef { id: AdapterId(u32::try_from(number)?), content_hash: packed.content_hash };
         let chunks = block_ids(first_chunk, packed.num_chunks())?;
@@ -221,7 +221,7 @@ impl Bench {
             sizes.push(random_adapter(&self.spec, rank, &[Module::Q, Module::V], chunk_bytes)?);
         }
         sizes.retain(|packed| packed.num_chunks() <= room);
-        sizes.sort_by_key(PackedAdapter::num_chunks);
+        sizes.sort_by_key(|packed| packed.num_chunks());
         let mut points = Vec::new();
         for packed in &sizes {
             let mut times = Vec::new();
