@@ -56,9 +56,17 @@ async fn a_load_that_the_executor_panics_at_fails_its_requests_and_is_tried_agai
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
     let load = move |_: &_| assert!(!broken.load(Ordering::Acquire), "simulated panic of a load");
+    // What was never there must not leave: an executor would take it for the next with that number.
+    let broken = Arc::clone(&is_broken);
+    let num_bad_unloads = Arc::new(AtomicUsize::new(0));
+    let bad = Arc::clone(&num_bad_unloads);
+    let unload = move |_| {
+        bad.fetch_add(usize::from(broken.load(Ordering::Acquire)), Ordering::Relaxed);
+    };
     let limits = room_for(2, 12, &registry).await;
     let executor = SimExecutor::new(limits, VOCAB_SIZE);
-    let engine = hooked(executor, Hooks { load: Box::new(load), ..Hooks::default() });
+    let hooks = Hooks { load: Box::new(load), unload: Box::new(unload), ..Hooks::default() };
+    let engine = hooked(executor, hooks);
     let content = registry.pin("a0").await.unwrap().content_hash.unwrap();
     engine.set_pinned(content, true);
 
@@ -73,6 +81,7 @@ async fn a_load_that_the_executor_panics_at_fails_its_requests_and_is_tried_agai
     }
     assert_eq!(answer(base).await.tokens, expected(&base_request, None));
 
+    assert_eq!(num_bad_unloads.load(Ordering::Relaxed), 0);
     is_broken.store(false, Ordering::Release);
     for name in ["a0", "a1", "a2"] {
         assert_served(&engine, &registry, name, 3).await;

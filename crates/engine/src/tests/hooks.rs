@@ -15,6 +15,8 @@ pub(super) struct Hooks {
     pub(super) load: Box<dyn FnMut(&AdapterLoad) + Send>,
     /// Instead of the executor's answer.
     pub(super) finished: Finished,
+    /// Before an adapter leaves.
+    pub(super) unload: Box<dyn FnMut(AdapterId) + Send>,
     /// Before a step.
     pub(super) step: Box<dyn FnMut(&StepPlan) + Send>,
 }
@@ -24,6 +26,7 @@ impl Default for Hooks {
         Self {
             load: Box::new(|_| ()),
             finished: Box::new(SimExecutor::finished_loads),
+            unload: Box::new(|_| ()),
             step: Box::new(|_| ()),
         }
     }
@@ -46,6 +49,7 @@ impl Executor for Hooked {
     }
 
     fn unload_adapter(&mut self, adapter: AdapterId) {
+        (self.1.unload)(adapter);
         self.0.unload_adapter(adapter);
     }
 

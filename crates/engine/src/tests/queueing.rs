@@ -49,8 +49,8 @@ async fn a_request_that_began_in_time_does_not_expire() {
     let dir = tempfile::tempdir().unwrap();
     let registry = paged_registry(dir.path(), 1);
     let engine = engine(sim().with_latency(Duration::from_millis(5), Duration::ZERO));
-    let queueing = Queueing { timeout: Some(Duration::from_millis(50)), ..Queueing::default() };
-    let request = GenerateRequest { queueing, ..request(&prompt(1, 10), 30) };
+    let queueing = Queueing { timeout: Some(Duration::from_millis(200)), ..Queueing::default() };
+    let request = GenerateRequest { queueing, ..request(&prompt(1, 10), 60) };
     let stream = engine.submit(request.clone(), None).unwrap();
     assert_eq!(answer(stream).await.tokens, expected(&request, None));
     assert_sound(&engine, &registry, "a0").await;
