@@ -41,6 +41,16 @@ struct Shape {
     rank: usize,
 }
 
+impl Shape {
+    fn point(self, times: Vec<f64>) -> StepPoint {
+        StepPoint {
+            num_tokens: self.num_sequences * self.tokens,
+            sum_rank: self.num_adapters * self.rank,
+            seconds: median(times),
+        }
+    }
+}
+
 /// What was measured, and the cost model that follows.
 pub struct Calibration {
     device: String,
@@ -65,16 +75,20 @@ pub fn run(args: &BenchCalibrateArgs) -> Result<Calibration> {
         .collect::<Result<Vec<_>>>()?;
     let mut bench = Bench::new(executor, spec, packed, args.repeats);
     let shapes = bench.shapes();
-    let bar = count_bar(shapes.len() as u64 + 1, "calibrating");
+    let bar = count_bar((args.repeats * shapes.len()) as u64, "calibrating");
     let loads = bench.time_loads(chunk_bytes)?;
-    bar.inc(1);
     bench.begin_contexts()?;
-    let mut steps = Vec::with_capacity(shapes.len());
-    for shape in shapes {
-        steps.push((shape, bench.time_step(shape)?));
-        bar.inc(1);
+    // Round by round: what disturbs the machine for a second meets each kind of step once.
+    let mut times = vec![Vec::with_capacity(args.repeats); shapes.len()];
+    for _ in 0..args.repeats {
+        for (&shape, times) in shapes.iter().zip(&mut times) {
+            times.push(bench.time_step(shape)?);
+            bar.inc(1);
+        }
     }
     bar.finish_and_clear();
+    let steps: Vec<(Shape, StepPoint)> =
+        shapes.into_iter().zip(times).map(|(shape, times)| (shape, shape.point(times))).collect();
     let errors = if args.relative { Errors::Relative } else { Errors::Absolute };
     let points: Vec<StepPoint> = steps.iter().map(|&(_, point)| point).collect();
     let fit = fit_costs(&points, &loads, errors);
@@ -238,9 +252,9 @@ impl Bench {
         Ok(points)
     }
 
-    /// Brings exactly `num` adapters of `rank` to the device, unless they are there.
-    fn make_resident(&mut self, num: usize, rank: usize) -> Result<()> {
-        if num == 0 || self.resident.len() >= num && self.resident[0].0 == rank {
+    /// Brings as many adapters of `rank` to the device as any step has, unless they are there.
+    fn make_resident(&mut self, rank: usize) -> Result<()> {
+        if self.resident.first().is_some_and(|&(resident, _)| resident == rank) {
             return Ok(());
         }
         for (_, adapter) in std::mem::take(&mut self.resident) {
@@ -248,7 +262,8 @@ impl Bench {
         }
         let index = RANKS.iter().position(|&known| known == rank).context("an unknown rank")?;
         let packed = self.packed[index].clone();
-        for i in 0..num {
+        let room = self.executor.limits().num_blocks.saturating_sub(self.num_context_blocks());
+        for i in 0..ADAPTERS[5].min(room / packed.num_chunks().max(1)) {
             let first = self.num_context_blocks() + i * packed.num_chunks();
             let (adapter, _) = self.load(&packed, first)?;
             self.resident.push((rank, adapter));
@@ -323,8 +338,11 @@ impl Bench {
         }
     }
 
-    fn time_step(&mut self, shape: Shape) -> Result<StepPoint> {
-        self.make_resident(shape.num_adapters, shape.rank)?;
+    /// Runs a step twice, and times the second.
+    fn time_step(&mut self, shape: Shape) -> Result<f64> {
+        if shape.num_adapters > 0 {
+            self.make_resident(shape.rank)?;
+        }
         let mut sequences = Vec::new();
         for index in 0..shape.num_sequences {
             let adapter = index.checked_rem(shape.num_adapters).map(|i| self.resident[i].1);
@@ -333,15 +351,11 @@ impl Bench {
         let start = if shape.tokens == 1 { CONTEXT } else { 0 };
         let plan = self.plan(&sequences, start, shape.tokens)?;
         self.execute(&plan)?;
-        let times = (0..self.repeats).map(|_| self.execute(&plan)).collect::<Result<Vec<_>>>()?;
+        let seconds = self.execute(&plan)?;
         for (seq, _) in sequences {
             self.executor.remove_sequence(seq);
         }
-        Ok(StepPoint {
-            num_tokens: shape.num_sequences * shape.tokens,
-            sum_rank: shape.num_adapters * shape.rank,
-            seconds: median(times),
-        })
+        Ok(seconds)
     }
 }
 
@@ -374,6 +388,7 @@ impl fmt::Display for Calibration {
             };
             let adapters = match shape.num_adapters {
                 0 => String::new(),
+                1 => format!(", 1 adapter of rank {}", shape.rank),
                 num => format!(", {num} adapters of rank {}", shape.rank),
             };
             let fitted = costs.step(point.num_tokens, point.sum_rank);
