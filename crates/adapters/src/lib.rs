@@ -24,6 +24,7 @@ mod lower;
 mod matrix;
 mod modules;
 mod names;
+mod pace;
 mod peft_config;
 mod polite;
 mod quoted;

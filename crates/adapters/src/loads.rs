@@ -10,13 +10,14 @@ use crate::error::{AdapterError, Refusal};
 use crate::host_cache::{NoRoom, Resident};
 use crate::lease::{Generation, Hold};
 use crate::lower::lower_hashed;
-use crate::polite::politely;
+use crate::pace::Pacer;
+use crate::polite::{pause, politely, thread_cpu_time};
 use crate::read::{AdapterFiles, LoadLimits, ReadFrom, changing};
 use crate::state::{Freed, Loaded, Origin, State};
 use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::spawn_blocking;
 use weft_types::{ContentHash, PackedAdapter};
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     looks: Semaphore,
     reads: Semaphore,
     lowerings: Semaphore,
+    pub(crate) pacer: Pacer,
 }
 
 pub(crate) type Outcome = Result<(Arc<Generation>, Hold), AdapterError>;
@@ -94,19 +96,20 @@ impl Ticket {
             let size = self.measure(&path).await?;
             let mut seconds = began.elapsed().as_secs_f64();
             num_bytes = num_bytes.max(size);
+            self.shared.pacer.turn().await;
             self.reserve(num_bytes).await?;
 
             let reading = self.shared.reads.acquire().await.map_err(|_| self.interrupted())?;
             let began = Instant::now();
             // Larger than it was a moment ago: measured again.
-            let Some(files) = self.read(&path, num_bytes).await? else { continue };
+            let Some((files, read_time)) = self.read(&path, num_bytes).await? else { continue };
             seconds += began.elapsed().as_secs_f64();
             let lowering = self.shared.lowerings.acquire().await.map_err(|_| self.interrupted())?;
             // Not before: what is read and not yet converted is bounded, too.
             drop(reading);
             let began = Instant::now();
             let stamps = files.stamps;
-            let lowered = self.lower(files).await?;
+            let lowered = self.lower(files, read_time).await?;
             drop(lowering);
             seconds += began.elapsed().as_secs_f64();
             let lowered = match lowered {
@@ -159,13 +162,13 @@ impl Ticket {
         &self,
         path: &Path,
         max_bytes: usize,
-    ) -> Result<Option<AdapterFiles>, AdapterError> {
+    ) -> Result<Option<(AdapterFiles, Duration)>, AdapterError> {
         let path = path.to_owned();
         let read = move |shared: &Shared, name: &str| {
             let files = shared.reader(name, &path).read(max_bytes as u64)?;
             let num_bytes = files.as_ref().map_or(0, |f| f.config.len() + f.tensors.len());
             shared.state.lock().counters.bytes_read += num_bytes as u64;
-            Ok(files)
+            Ok(files.map(|files| (files, thread_cpu_time())))
         };
         self.blocking(read).await?
     }
@@ -180,9 +183,20 @@ impl Ticket {
         self.blocking(move |shared, name| shared.reader(name, &path).is_unchanged(&stamps)).await
     }
 
-    async fn lower(&self, files: AdapterFiles) -> Result<Result<Lowered, Refusal>, AdapterError> {
+    /// `read_time` is the processor time that reading took.
+    async fn lower(
+        &self,
+        files: AdapterFiles,
+        read_time: Duration,
+    ) -> Result<Result<Lowered, Refusal>, AdapterError> {
         let shared = Arc::clone(&self.shared);
-        self.blocking(move |_, _| shared.lower(files)).await
+        let lower = move |_: &Shared, _: &str| {
+            let lowered = shared.lower(files);
+            (lowered, thread_cpu_time())
+        };
+        let (lowered, lower_time) = self.blocking(lower).await?;
+        self.shared.pacer.spent(read_time + lower_time);
+        Ok(lowered)
     }
 
     async fn blocking<T: Send + 'static>(
@@ -304,6 +318,7 @@ impl Shared {
             looks: Semaphore::new(MAX_CONCURRENT_LOOKS),
             reads: Semaphore::new(config.max_concurrent_reads.max(1)),
             lowerings: Semaphore::new(config.max_concurrent_lowerings.max(1)),
+            pacer: Pacer::new(),
             config,
         }
     }
@@ -374,7 +389,7 @@ impl Shared {
         let lowered = lower_hashed(&config, &tensors, content_hash, base, &self.limits())?;
         drop((config, tensors));
         let converted = convert(lowered, self.config.dtype, chunk_bytes)?;
-        let packed = PackedAdapter::pack(&converted, chunk_bytes);
+        let packed = PackedAdapter::pack_with(&converted, chunk_bytes, pause);
         packed.map(Lowered::Packed).map_err(|error| Refusal::new(error.to_string()))
     }
 }

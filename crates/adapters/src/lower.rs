@@ -6,6 +6,7 @@ use crate::error::Refusal;
 use crate::matrix::{check_finite, copied, transposed};
 use crate::modules::{BaseModule, Place, base_modules};
 use crate::peft_config::PeftConfig;
+use crate::polite::pause;
 use crate::quoted::Quoted;
 use crate::read::{LoadLimits, content_hash};
 use crate::targets::{Target, targets};
@@ -44,6 +45,7 @@ pub(crate) fn lower_hashed(
     let mut low_rank = Vec::new();
     let mut embedding = None;
     for (module, target) in modules.iter().zip(targets) {
+        pause();
         let Some(target) = target else {
             parts.check_untouched(module)?;
             continue;

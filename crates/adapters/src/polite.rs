@@ -3,6 +3,7 @@
 
 use std::panic::resume_unwind;
 use std::thread::Builder;
+use std::time::Duration;
 
 /// The lowest priority that the system knows.
 #[cfg(target_os = "linux")]
@@ -27,6 +28,13 @@ pub(crate) fn politely<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     }
 }
 
+/// Between two parts of such work, each of some tens of microseconds: lets others run. Low priority
+/// alone would not do: a thread that yields to this one gets the processor back only with the next
+/// tick of the clock, milliseconds later.
+pub(crate) fn pause() {
+    std::thread::yield_now();
+}
+
 #[cfg(target_os = "linux")]
 fn give_way() {
     // Linux gives priorities to threads. If it refuses, the work is only less polite.
@@ -35,6 +43,19 @@ fn give_way() {
 
 #[cfg(not(target_os = "linux"))]
 fn give_way() {}
+
+/// Processor time of this thread since it began.
+#[cfg(target_os = "linux")]
+pub(crate) fn thread_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
+/// Not known here: loads are not paced.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn thread_cpu_time() -> Duration {
+    Duration::ZERO
+}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 
 use crate::error::{AdapterError, Refusal, RetryHint};
 use crate::lower::lower_peft_bytes;
+use crate::polite::pause;
 use crate::storage::{FileStamp, LocalFiles, Storage, StoredFile};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -88,7 +89,10 @@ pub(crate) fn content_hash(config: &[u8], tensors: &[u8]) -> ContentHash {
     hasher.update(b"weft peft adapter 1\0");
     hasher.update(&(config.len() as u64).to_le_bytes());
     hasher.update(config);
-    hasher.update(tensors);
+    for part in tensors.chunks(PART) {
+        pause();
+        hasher.update(part);
+    }
     ContentHash(*hasher.finalize().as_bytes())
 }
 
@@ -133,6 +137,9 @@ pub(crate) fn changing() -> Refusal {
         "changes while it is read; write a new version beside it and rename it into its place",
     )
 }
+
+/// Bytes that are read or hashed between two pauses.
+const PART: usize = 256 << 10;
 
 /// Why one try to read ended.
 enum Fault {
@@ -317,8 +324,14 @@ fn check_stamp(file: &str, stamp: &FileStamp, max_bytes: u64) -> Result<(), Faul
 /// The `len` bytes that the file had a moment ago, and not one more: a file can grow.
 fn read_exactly(file: &mut dyn StoredFile, path: &Path, len: u64) -> Result<Vec<u8>, Fault> {
     let mut bytes = Vec::with_capacity(len as usize);
-    let read = file.take(len).read_to_end(&mut bytes);
-    read.map_err(|cause| Fault::Io { path: path.to_owned(), cause })?;
+    loop {
+        let left = (len - bytes.len() as u64).min(PART as u64);
+        let read = (&mut *file).take(left).read_to_end(&mut bytes);
+        if read.map_err(|cause| Fault::Io { path: path.to_owned(), cause })? == 0 {
+            break;
+        }
+        pause();
+    }
     if bytes.len() as u64 != len {
         return Err(Fault::Changed);
     }

@@ -40,6 +40,12 @@ impl AdapterRegistry {
         Ok(Self { shared: Arc::new(Shared::new(config, directory)) })
     }
 
+    /// Whom to ask whether requests run: then loads take only a small share of the processors. The
+    /// first one told counts.
+    pub fn set_is_busy(&self, is_busy: impl Fn() -> bool + Send + Sync + 'static) {
+        self.shared.pacer.set_is_busy(Box::new(is_busy));
+    }
+
     /// [`Self::load`] for the start of a server: blocks, and needs no runtime.
     ///
     /// # Errors

@@ -128,9 +128,22 @@ impl PackedAdapter {
     /// # Errors
     /// When a row is larger than a chunk.
     pub fn pack(adapter: &LoweredAdapter, chunk_bytes: usize) -> Result<Self, RowTooLarge> {
+        Self::pack_with(adapter, chunk_bytes, || ())
+    }
+
+    /// The same; calls `pause` between updates.
+    ///
+    /// # Errors
+    /// As [`Self::pack`].
+    pub fn pack_with(
+        adapter: &LoweredAdapter,
+        chunk_bytes: usize,
+        pause: impl Fn(),
+    ) -> Result<Self, RowTooLarge> {
         let mut pages = Pages { chunk_bytes, pages: Vec::new() };
         let mut low_rank = Vec::with_capacity(adapter.low_rank.len());
         for update in &adapter.low_rank {
+            pause();
             let row_scale = |tensor: &AdapterTensor, j: usize| {
                 tensor.row_scales.as_ref().map_or(1.0, |scales| scales[j])
             };

@@ -26,6 +26,8 @@ impl PlacedAdapter {
         debug_assert!(embedding.is_none_or(|update| update.a.dtype != Dtype::I8), "no row scales");
         for (index, page) in packed.pages.iter().enumerate() {
             chunks.write(index, page);
+            // Threads that compute need not wait for the whole copy.
+            std::thread::yield_now();
         }
         Self { layout: Arc::clone(&packed.layout), chunks }
     }
