@@ -7,8 +7,6 @@ use weft_types::{AdapterId, ExecuteError};
 #[derive(Default)]
 pub(crate) struct Loads {
     in_flight: Vec<AdapterId>,
-    /// Never begun; the scheduler takes their chunks back with its next plan.
-    refused: Vec<AdapterId>,
     /// Of those in flight when the executor panicked. They may still come.
     doubtful: Vec<AdapterId>,
     doubt: Option<ExecuteError>,
@@ -17,16 +15,6 @@ pub(crate) struct Loads {
 impl Loads {
     pub(crate) fn begin(&mut self, id: AdapterId) {
         self.in_flight.push(id);
-    }
-
-    /// The executor knows nothing of a load that it panicked at.
-    pub(crate) fn refuse(&mut self, id: AdapterId) {
-        self.refused.push(id);
-    }
-
-    /// Whether an adapter that leaves was never on the device. Asked once.
-    pub(crate) fn take_refused(&mut self, id: AdapterId) -> bool {
-        take(&mut self.refused, id)
     }
 
     /// Whether an adapter has come that was on its way.

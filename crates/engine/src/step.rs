@@ -16,8 +16,8 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use weft_types::{
-    AdapterId, AdapterRef, ContentHash, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput,
-    StepPlan, TokenEvent,
+    AdapterId, AdapterRef, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput, StepPlan,
+    TokenEvent,
 };
 
 /// How often the loop looks for the end of a load when it has nothing to compute.
@@ -199,9 +199,7 @@ impl Engine {
     /// Begins what the plan wants moved, and waits a moment if there is nothing else to do.
     fn move_adapters(&mut self) {
         for &id in &self.plan.evictions {
-            if !self.loads.take_refused(id) {
-                let _ = guard(|| self.executor.unload_adapter(id));
-            }
+            let _ = guard(|| self.executor.unload_adapter(id));
         }
         let loads = std::mem::take(&mut self.plan.loads);
         for load in &loads {
@@ -210,10 +208,9 @@ impl Engine {
                 debug_assert!(false, "{load:?} is for nobody");
                 continue;
             };
-            let hash = source.content_hash;
             match guard(|| self.executor.load_adapter(load, source)) {
                 Ok(()) => self.loads.begin(id),
-                Err(error) => self.refuse_load(id, hash, &error),
+                Err(error) => self.undo_load(id, &error),
             }
         }
         self.plan.loads = loads;
@@ -222,16 +219,11 @@ impl Engine {
         }
     }
 
-    /// The executor panicked instead of beginning a load: those who wait for it fail, and its chunks
-    /// go back, so that the next who asks for the adapter has another try.
-    fn refuse_load(&mut self, id: AdapterId, hash: ContentHash, error: &ExecuteError) {
+    /// The executor panicked instead of beginning a load, and knows nothing of it: those who wait for
+    /// it fail, and its chunks go back, so that the next who asks for the adapter has another try.
+    fn undo_load(&mut self, id: AdapterId, error: &ExecuteError) {
         self.fail_waiting(|_, adapter| (adapter == id).then(|| error.clone()));
-        self.loads.refuse(id);
-        // To the scheduler it has come and is not wanted.
-        let is_pinned = self.scheduler.adapters().any(|one| one.hash == hash && one.is_pinned);
-        self.scheduler.adapter_loaded(id);
-        self.scheduler.discard(hash);
-        self.scheduler.set_pinned(hash, is_pinned);
+        self.scheduler.load_refused(id);
         self.adapters_changed = true;
     }
 

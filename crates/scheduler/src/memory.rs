@@ -146,6 +146,13 @@ impl Memory {
         self.residency.end_load(id, &mut *self.policy, &self.costs, now);
     }
 
+    /// The chunks of an adapter will not be written.
+    pub(crate) fn undo_load(&mut self, id: AdapterId) {
+        for chunk in self.residency.undo_load(id) {
+            self.pool.release(chunk, || 0.0);
+        }
+    }
+
     /// One more waiting sequence that names the adapter.
     pub fn add_waiting(&mut self, spec: AdapterSpec) -> AdapterId {
         self.residency.add_waiting(spec)

@@ -253,15 +253,28 @@ impl Residency {
         costs: &CostModel,
         now: u64,
     ) {
-        let Some(Some(entry)) = self.entries.get_mut(id.0 as usize) else { return };
+        let Some(chunks) = self.take_loading(id) else { return };
+        self.num_resident_chunks += chunks.len();
+        self.entry_mut(id).place = Place::Resident(chunks);
+        self.make_idle(id, policy, costs, now);
+    }
+
+    /// Its chunks will not be written.
+    pub(crate) fn undo_load(&mut self, id: AdapterId) -> Box<[BlockId]> {
+        let Some(chunks) = self.take_loading(id) else { return Box::default() };
+        self.forget_if_unused(id);
+        chunks
+    }
+
+    /// Leaves a loading adapter absent.
+    fn take_loading(&mut self, id: AdapterId) -> Option<Box<[BlockId]>> {
+        let entry = self.entries.get_mut(id.0 as usize)?.as_mut()?;
         let Place::Loading(chunks) = std::mem::replace(&mut entry.place, Place::Absent) else {
             debug_assert!(false, "{id:?} was not loading");
-            return;
+            return None;
         };
         self.num_loading_chunks -= chunks.len();
-        self.num_resident_chunks += chunks.len();
-        entry.place = Place::Resident(chunks);
-        self.make_idle(id, policy, costs, now);
+        Some(chunks)
     }
 
     /// Pins or unpins whatever has this content, now and later.

@@ -186,6 +186,13 @@ impl Scheduler {
         self.may_look_ahead = true;
     }
 
+    /// A load of the last plan could not be begun: its chunks are free again. Nothing was written to
+    /// the device, so no plan will name it as evicted.
+    pub fn load_refused(&mut self, id: AdapterId) {
+        self.memory.undo_load(id);
+        self.may_look_ahead = true;
+    }
+
     /// Whether an adapter with this content, now or later, stays on the device once it is there.
     /// One that stands in the way of everything else leaves nevertheless.
     pub fn set_pinned(&mut self, hash: ContentHash, is_pinned: bool) {

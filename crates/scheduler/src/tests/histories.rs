@@ -116,9 +116,14 @@ proptest! {
     /// Chunks are neither lost nor shared wrongly, every sequence ends once and in time, what is
     /// computed stands on the right prefix and adapter: `World` checks all after every operation.
     #[test]
-    fn every_history_is_sound(config in config(), load_steps in 1..4usize, ops in vec(op(), 0..60)) {
+    fn every_history_is_sound(
+        config in config(),
+        load_steps in 1..4usize,
+        refuse_every in prop_oneof![Just(0), 2..5usize],
+        ops in vec(op(), 0..60),
+    ) {
         let mut world = World::with_config(config);
-        world.load_steps = load_steps;
+        (world.load_steps, world.refuse_every) = (load_steps, refuse_every);
         for op in ops {
             match op {
                 Op::Add(new) => drop(world.add(new)),

@@ -39,6 +39,9 @@ pub(super) struct World {
     device: HashMap<AdapterId, OnDevice>,
     /// Steps that a load takes.
     pub(super) load_steps: usize,
+    /// Every so many loads the device refuses to begin one; 0 is never.
+    pub(super) refuse_every: usize,
+    num_loads: usize,
     now_ms: u64,
     pub(super) live: BTreeMap<SeqId, Client>,
     pub(super) ended: BTreeMap<SeqId, Client>,
@@ -78,6 +81,8 @@ impl World {
             names: HashMap::new(),
             device: HashMap::new(),
             load_steps: 1,
+            refuse_every: 0,
+            num_loads: 0,
             now_ms: 0,
             live: BTreeMap::new(),
             ended: BTreeMap::new(),
@@ -143,6 +148,11 @@ impl World {
                 let first = chunk.0 as usize * self.limits.block_size;
                 self.slots[first..first + self.limits.block_size].fill(None);
             }
+            self.num_loads += 1;
+            if self.refuse_every > 0 && self.num_loads.is_multiple_of(self.refuse_every) {
+                self.scheduler.load_refused(load.adapter);
+                continue;
+            }
             let (chunks, steps_left) = (load.chunks.clone(), self.load_steps.max(1));
             let before = self.device.insert(load.adapter, OnDevice { hash, chunks, steps_left });
             assert!(before.is_none(), "it is there already");
@@ -173,7 +183,8 @@ impl World {
         self.end_loads();
         self.scheduler.plan(&mut plan);
         self.move_adapters(&plan);
-        assert!(!plan.is_empty() || self.live.is_empty() || self.scheduler.is_loading());
+        let is_waiting = self.scheduler.is_loading() || !plan.loads.is_empty();
+        assert!(!plan.is_empty() || self.live.is_empty() || is_waiting);
         assert!(plan.is_empty() || !self.live.is_empty());
         self.check_plan(&plan);
         let mut output = self.compute(&plan);
@@ -207,7 +218,8 @@ impl World {
         let longest =
             |client: &Client| client.new.prompt.len() + client.new.stop.max_tokens as usize;
         let lengths: usize = self.live.values().map(longest).sum();
-        let bound = lengths + 2 * self.live.len() * (self.load_steps + 1) + self.load_steps;
+        let load_steps = self.load_steps + usize::from(self.refuse_every > 0);
+        let bound = lengths + 2 * self.live.len() * (load_steps + 1) + load_steps;
         for _ in 0..bound {
             if !self.live.is_empty() {
                 self.step(Outcome::Computed);
