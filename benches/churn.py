@@ -9,7 +9,6 @@ a round, each with a server of its own, so that the first use of an adapter read
 """
 
 import harness
-import svgplot
 
 
 def main():
@@ -59,15 +58,11 @@ def main():
     p50 = harness.ratios(results, churn, resident, "itl_p50_ms")
     verdicts.append(harness.figure("p50 inter-token latency, churn over resident", p50))
     harness.write_json(args, setup, results, verdicts)
-    if args.svg:
-        def bars(label, key):
-            return svgplot.Bars(
-                label, names, [("", [harness.column(results, name, key) for name in names])])
-        svgplot.write(args.svg, "Adapters that come and go", [
-            bars("inter-token latency, p50, ms", "itl_p50_ms"),
-            bars("inter-token latency, p99, ms", "itl_p99_ms"),
-            bars("output tokens/s", "output_tokens_per_s"),
-        ], harness.small_print(args))
+    harness.plot(args, "Adapters that come and go", results, names, [
+        ("inter-token latency, p50, ms", "itl_p50_ms"),
+        ("inter-token latency, p99, ms", "itl_p99_ms"),
+        ("output tokens/s", "output_tokens_per_s"),
+    ])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ round.
 """
 
 import harness
-import svgplot
 
 ALONE, BESIDE = "alone", "beside the large tenant"
 CASES = [ALONE, BESIDE]
@@ -87,15 +86,11 @@ def main():
                 harness.figure("its p50 time to first token", ratios["ttft_p50_ms"]),
                 harness.figure("its p50 end to end", ratios["e2e_p50_ms"])]
     harness.write_json(args, setup, results, verdicts)
-    if args.svg:
-        def bars(label, key):
-            return svgplot.Bars(
-                label, CASES, [("", [harness.column(results, case, key) for case in CASES])])
-        svgplot.write(args.svg, "A small tenant beside a large one", [
-            bars("small: time to first token, p50, ms", "ttft_p50_ms"),
-            bars("small: time to first token, p99, ms", "ttft_p99_ms"),
-            bars("small: end to end, p50, ms", "e2e_p50_ms"),
-        ], harness.small_print(args))
+    harness.plot(args, "A small tenant beside a large one", results, CASES, [
+        ("small: time to first token, p50, ms", "ttft_p50_ms"),
+        ("small: time to first token, p99, ms", "ttft_p99_ms"),
+        ("small: end to end, p50, ms", "e2e_p50_ms"),
+    ])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ loading. Cases alternate within a round, each with a server of its own.
 """
 
 import harness
-import svgplot
 
 ALONE, WARM, COLD = "alone", "flood of one adapter", "flood of cold adapters"
 CASES = [ALONE, WARM, COLD]
@@ -89,15 +88,11 @@ def main():
         against_warm = harness.ratios(results, COLD, WARM, key)
         verdicts.append(harness.figure(f"base's {what}, cold flood over warm flood", against_warm))
     harness.write_json(args, setup, results, verdicts)
-    if args.svg:
-        def bars(label, key):
-            return svgplot.Bars(
-                label, CASES, [("", [harness.column(results, case, key) for case in CASES])])
-        svgplot.write(args.svg, "The base beside a flood of cold adapters", [
-            bars("base's output tokens/s", "output_tokens_per_s"),
-            bars("base's inter-token latency, p50, ms", "itl_p50_ms"),
-            bars("base's inter-token latency, p99, ms", "itl_p99_ms"),
-        ], harness.small_print(args))
+    harness.plot(args, "The base beside a flood of cold adapters", results, CASES, [
+        ("base's output tokens/s", "output_tokens_per_s"),
+        ("base's inter-token latency, p50, ms", "itl_p50_ms"),
+        ("base's inter-token latency, p99, ms", "itl_p99_ms"),
+    ])
 
 
 if __name__ == "__main__":

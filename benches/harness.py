@@ -16,6 +16,8 @@ import tempfile
 import time
 import urllib.request
 
+import svgplot
+
 # Of smollm2-135m-instruct: 30 layers, keys and values, 3 heads of 64, f16.
 DEMO_KV_BYTES_PER_TOKEN = 30 * 2 * 3 * 64 * 2
 # Tokens of a KV block, which is also the unit in which adapters take memory.
@@ -222,6 +224,15 @@ def token_range(number):
 def setup(args):
     """The flags, for the JSON."""
     return {key: value for key, value in vars(args).items() if key not in ("json", "svg", "quick")}
+
+
+def plot(args, title, results, cases, panels):
+    """`--svg`: a panel of bars, one for each case, for every (label, key) of `panels`."""
+    if args.svg:
+        svgplot.write(args.svg, title, [
+            svgplot.Bars(label, cases, [("", [column(results, case, key) for case in cases])])
+            for label, key in panels
+        ], small_print(args))
 
 
 def write_json(args, setup, results, verdicts):

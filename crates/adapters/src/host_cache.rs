@@ -158,7 +158,7 @@ impl HostCache {
         cost_seconds: f64,
     ) -> Arc<Resident> {
         self.reserved.remove(&id);
-        let (hash, num_bytes) = (weights.content_hash, weights.num_bytes());
+        let (hash, num_bytes) = (weights.content_hash, weights.num_bytes);
         let resident =
             Arc::new(Resident { weights: Arc::new(weights), num_holds: AtomicUsize::new(0) });
         let entry = Entry {
@@ -256,7 +256,7 @@ mod tests {
             content_hash: ContentHash([key; 32]),
             low_rank: Vec::new(),
             embedding: None,
-            num_pages: 1,
+            num_chunks: 1,
             num_bytes,
         };
         let pages = [vec![0; num_bytes].into()].into();

@@ -14,7 +14,7 @@ pub(crate) fn check(state: &State) -> Result<(), String> {
 
 fn check_memory(state: &State, wrong: &mut Vec<String>) {
     let host = &state.host;
-    let used: usize = host.entries.values().map(|entry| entry.resident.weights.num_bytes()).sum();
+    let used: usize = host.entries.values().map(|entry| entry.resident.weights.num_bytes).sum();
     if used != host.used_bytes {
         wrong.push(format!("{used} bytes are held, {} are counted", host.used_bytes));
     }
@@ -24,7 +24,7 @@ fn check_memory(state: &State, wrong: &mut Vec<String>) {
     }
     for (hash, entry) in &host.entries {
         let weights = &entry.resident.weights;
-        if weights.content_hash != *hash || weights.num_bytes() != entry.num_bytes {
+        if weights.content_hash != *hash || weights.num_bytes != entry.num_bytes {
             wrong.push(format!("the entry of {hash} holds {}", weights.content_hash));
         }
         if entry.names.is_empty() && entry.resident.num_holds.load(Ordering::Acquire) == 0 {

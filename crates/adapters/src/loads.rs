@@ -164,7 +164,7 @@ impl Ticket {
         max_bytes: usize,
     ) -> Result<Option<(AdapterFiles, Duration)>, AdapterError> {
         let path = path.to_owned();
-        let read = move |shared: &Shared, name: &str| {
+        let read = move |shared: &Arc<Shared>, name: &str| {
             let files = shared.reader(name, &path).read(max_bytes as u64)?;
             let num_bytes = files.as_ref().map_or(0, |f| f.config.len() + f.tensors.len());
             shared.state.lock().counters.bytes_read += num_bytes as u64;
@@ -189,11 +189,7 @@ impl Ticket {
         files: AdapterFiles,
         read_time: Duration,
     ) -> Result<Result<Lowered, Refusal>, AdapterError> {
-        let shared = Arc::clone(&self.shared);
-        let lower = move |_: &Shared, _: &str| {
-            let lowered = shared.lower(files);
-            (lowered, thread_cpu_time())
-        };
+        let lower = |shared: &Arc<Shared>, _: &str| (shared.lower(files), thread_cpu_time());
         let (lowered, lower_time) = self.blocking(lower).await?;
         self.shared.pacer.spent(read_time + lower_time);
         Ok(lowered)
@@ -201,7 +197,7 @@ impl Ticket {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Shared, &str) -> T + Send + 'static,
+        work: impl FnOnce(&Arc<Shared>, &str) -> T + Send + 'static,
     ) -> Result<T, AdapterError> {
         let (shared, name) = (Arc::clone(&self.shared), Arc::clone(&self.name));
         let work = move || politely(|| work(&shared, &name));
@@ -247,7 +243,7 @@ impl Ticket {
             Lowered::Packed(packed) => (packed.content_hash, Some(packed), None),
             Lowered::InMemory(hold) => (hold.resident.weights.content_hash, None, Some(hold)),
         };
-        let num_bytes = weights.as_ref().map_or(0, |weights| weights.num_bytes());
+        let num_bytes = weights.as_ref().map_or(0, |weights| weights.num_bytes);
         let (id, name, origin) = (self.id, Arc::clone(&self.name), self.origin.clone());
         let loaded = Loaded { id, name, origin, path, content_hash, weights, seconds };
         let mut state = self.shared.state.lock();

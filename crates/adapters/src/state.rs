@@ -177,7 +177,7 @@ impl State {
                 Arc::clone(resident)
             }
             (None, Some(weights)) => {
-                if let Err(no_room) = self.reserve(loaded.id, weights.num_bytes(), freed) {
+                if let Err(no_room) = self.reserve(loaded.id, weights.num_bytes, freed) {
                     freed.packed = Some(weights);
                     return Err(no_room);
                 }
@@ -195,7 +195,7 @@ impl State {
             generation: None,
             content_hash: hash,
             rank: resident.weights.max_rank(),
-            num_bytes: resident.weights.num_bytes(),
+            num_bytes: resident.weights.num_bytes,
             hits: old.as_ref().map_or(0, |old| old.hits),
             last_used: old.as_ref().and_then(|old| old.last_used),
             pinned: old.as_ref().is_some_and(|old| old.pinned),

@@ -5,6 +5,7 @@ use crate::args::bench::{EndpointChoice, PromptStyleChoice};
 use crate::args::{BenchAdaptersArgs, BenchEngineArgs, BenchServeArgs, LoadArgs};
 use crate::device::{self, BuiltExecutor};
 use crate::engine_target::EngineTarget;
+use crate::output::write_json;
 use crate::progress::count_bar;
 use crate::serve::{engine_config, find_model};
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -167,8 +168,7 @@ async fn run<T: Target>(
         Err(sentence) => bail!("{sentence}"),
     };
     if let Some(path) = &load.json {
-        let text = serde_json::to_string_pretty(&report)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+        write_json(path, &report)?;
     }
     Ok(report)
 }

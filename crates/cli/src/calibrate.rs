@@ -3,6 +3,7 @@
 
 use crate::args::BenchCalibrateArgs;
 use crate::device::{self, BuiltExecutor};
+use crate::output::write_json;
 use crate::progress::count_bar;
 use crate::serve::find_model;
 use anyhow::{Context, Result, bail, ensure};
@@ -26,6 +27,9 @@ const DECODES: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 const PREFILLS: [usize; 6] = [16, 32, 64, 128, 256, 512];
 /// Distinct adapters of a step.
 const ADAPTERS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+const MOST_DECODES: usize = DECODES[DECODES.len() - 1];
+const LONGEST_PREFILL: usize = PREFILLS[PREFILLS.len() - 1];
+const MOST_ADAPTERS: usize = ADAPTERS[ADAPTERS.len() - 1];
 /// Tokens before the one that a decode computes.
 const CONTEXT: usize = 64;
 /// Longer loads are given up.
@@ -93,8 +97,7 @@ pub fn run(args: &BenchCalibrateArgs) -> Result<Calibration> {
     let points: Vec<StepPoint> = steps.iter().map(|&(_, point)| point).collect();
     let fit = fit_costs(&points, &loads, errors);
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&fit.costs)?;
-        std::fs::write(path, text + "\n").with_context(|| format!("writing {}", path.display()))?;
+        write_json(path, &fit.costs)?;
     }
     let device = format!("{}, {}", source.default_name, facts.device);
     Ok(Calibration { device, steps, loads, fit })
@@ -137,14 +140,14 @@ impl Bench {
     ) -> Self {
         let limits = executor.limits();
         let longest = limits.max_num_batched_tokens.min(limits.max_model_len).max(1);
-        let prefill_blocks = PREFILLS[5].min(longest).div_ceil(limits.block_size);
+        let prefill_blocks = LONGEST_PREFILL.min(longest).div_ceil(limits.block_size);
         let blocks_per_sequence = (CONTEXT + 1).div_ceil(limits.block_size);
         // Half of the memory is for adapters. The longest prefill has the first sequences' blocks.
         let half = limits.num_blocks / 2;
         let num_sequences = (half.max(prefill_blocks) / blocks_per_sequence)
             .min(limits.max_num_seqs)
             .min(limits.max_num_batched_tokens)
-            .min(DECODES[6]);
+            .min(MOST_DECODES);
         Self {
             executor,
             spec,
@@ -160,14 +163,19 @@ impl Bench {
 
     /// Blocks of the sequences' contexts: adapters are behind them.
     fn num_context_blocks(&self) -> usize {
-        let prefill = PREFILLS[5].div_ceil(self.executor.limits().block_size);
+        let prefill = LONGEST_PREFILL.div_ceil(self.executor.limits().block_size);
         (self.num_sequences * self.blocks_per_sequence).max(prefill)
+    }
+
+    /// Blocks behind those.
+    fn num_adapter_blocks(&self) -> usize {
+        self.executor.limits().num_blocks.saturating_sub(self.num_context_blocks())
     }
 
     /// The steps that fit into the executor's limits, without adapters first, then by rank.
     fn shapes(&self) -> Vec<Shape> {
         let limits = self.executor.limits();
-        let room = limits.num_blocks.saturating_sub(self.num_context_blocks());
+        let room = self.num_adapter_blocks();
         let longest = limits.max_num_batched_tokens.min(limits.max_model_len);
         let prefills: Vec<usize> = PREFILLS.into_iter().filter(|&n| n <= longest).collect();
         let decodes = DECODES.into_iter().filter(|&n| n <= self.num_sequences);
@@ -176,7 +184,7 @@ impl Bench {
             decodes.map(|num_sequences| Shape { num_sequences, ..plain }).collect();
         shapes.extend(prefills.iter().map(|&tokens| Shape { tokens, ..plain }));
         for (rank, packed) in RANKS.into_iter().zip(&self.packed) {
-            let fits = |&n: &usize| n * packed.num_chunks() <= room;
+            let fits = |&n: &usize| n * packed.num_chunks <= room;
             for num_sequences in [8, 32].into_iter().filter(|&n| n <= self.num_sequences) {
                 let adapters = ADAPTERS.into_iter().filter(fits).filter(|&n| n <= num_sequences);
                 shapes.extend(adapters.map(|num_adapters| Shape {
@@ -211,7 +219,7 @@ impl Bench {
         Arc::make_mut(&mut packed.layout).content_hash = ContentHash(hash);
         let adapter =
             AdapterRef { id: AdapterId(u32::try_from(number)?), content_hash: packed.content_hash };
-        let chunks = block_ids(first_chunk, packed.num_chunks())?;
+        let chunks = block_ids(first_chunk, packed.num_chunks)?;
         let load = AdapterLoad { adapter: adapter.id, chunks: chunks.into() };
         let mut finished = Vec::new();
         let began = Instant::now();
@@ -229,13 +237,13 @@ impl Bench {
 
     /// Times copies of adapters of several sizes.
     fn time_loads(&mut self, chunk_bytes: usize) -> Result<Vec<LoadPoint>> {
-        let room = self.executor.limits().num_blocks.saturating_sub(self.num_context_blocks());
+        let room = self.num_adapter_blocks();
         let mut sizes: Vec<PackedAdapter> = self.packed.clone();
         for rank in [8, 32] {
             sizes.push(random_adapter(&self.spec, rank, &[Module::Q, Module::V], chunk_bytes)?);
         }
-        sizes.retain(|packed| packed.num_chunks() <= room);
-        sizes.sort_by_key(|packed| packed.num_chunks());
+        sizes.retain(|packed| packed.num_chunks <= room);
+        sizes.sort_by_key(|packed| packed.num_chunks);
         let mut points = Vec::new();
         for packed in &sizes {
             let mut times = Vec::new();
@@ -247,7 +255,7 @@ impl Bench {
                     times.push(seconds);
                 }
             }
-            points.push(LoadPoint { num_chunks: packed.num_chunks(), seconds: median(times) });
+            points.push(LoadPoint { num_chunks: packed.num_chunks, seconds: median(times) });
         }
         Ok(points)
     }
@@ -262,9 +270,9 @@ impl Bench {
         }
         let index = RANKS.iter().position(|&known| known == rank).context("an unknown rank")?;
         let packed = self.packed[index].clone();
-        let room = self.executor.limits().num_blocks.saturating_sub(self.num_context_blocks());
-        for i in 0..ADAPTERS[5].min(room / packed.num_chunks().max(1)) {
-            let first = self.num_context_blocks() + i * packed.num_chunks();
+        let room = self.num_adapter_blocks();
+        for i in 0..MOST_ADAPTERS.min(room / packed.num_chunks.max(1)) {
+            let first = self.num_context_blocks() + i * packed.num_chunks;
             let (adapter, _) = self.load(&packed, first)?;
             self.resident.push((rank, adapter));
         }
@@ -288,7 +296,7 @@ impl Bench {
 
     fn add_sequence(&mut self, adapter: Option<AdapterRef>) -> Result<SeqId> {
         let seq = SeqId(self.new_id());
-        let prompt = (0..=PREFILLS[5].max(CONTEXT)).map(|i| self.token(seq, i));
+        let prompt = (0..=LONGEST_PREFILL.max(CONTEXT)).map(|i| self.token(seq, i));
         let spec = SequenceSpec {
             prompt: prompt.collect::<Result<_>>()?,
             sampling: SamplingParams::greedy(),

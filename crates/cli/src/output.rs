@@ -1,10 +1,11 @@
-//! Text for standard output. A reader that has gone, as in `weft … | head`, is no error: there is
+//! Text for standard output, and JSON for files. A reader that has gone, as in `weft … | head`, is no error: there is
 //! just nobody left to tell.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 /// Writes `text` as it is.
 ///
@@ -21,6 +22,15 @@ pub fn print(text: impl Display) -> Result<()> {
 /// As [`print`]; if `value` has no JSON.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// Writes `value` into a file, as indented JSON.
+///
+/// # Errors
+/// If it cannot be written, or has no JSON.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Success, too, if the reader has gone.

@@ -108,7 +108,7 @@ impl EngineHandle {
         if shared.phase() != Phase::Open || !shared.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let adapter_chunks = adapter.as_ref().map_or(0, |lease| lease.weights().num_chunks());
+        let adapter_chunks = adapter.as_ref().map_or(0, |lease| lease.weights().num_chunks);
         check_request(&request, &shared.limits, *vocab_size, adapter_chunks)?;
         let queueing = &mut request.queueing;
         queueing.timeout = queueing.timeout.or(*queue_timeout);

@@ -29,4 +29,6 @@ pub use handle::{EngineConfig, EngineHandle, start};
 pub use stats::{ActiveAdapters, EngineStats, MemoryStats};
 pub use stream::RequestStream;
 pub use submit::SubmitError;
-pub use weft_scheduler::{CostModel, EvictionKind, PoolUse, ResidencyCounters, ResidentAdapter};
+pub use weft_scheduler::{
+    AddError, CostModel, EvictionKind, PoolUse, ResidencyCounters, ResidentAdapter,
+};

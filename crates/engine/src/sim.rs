@@ -168,7 +168,7 @@ impl Executor for SimExecutor {
     }
 
     fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
-        assert_eq!(load.chunks.len(), adapter.num_chunks(), "a chunk for each page");
+        assert_eq!(load.chunks.len(), adapter.num_chunks, "a chunk for each page");
         self.adapters.load(load, adapter.content_hash);
         for &chunk in &load.chunks {
             self.kv.overwrite(chunk);

@@ -141,7 +141,7 @@ impl Engine {
             stop: request.stop.clone(),
             adapter: lease.map(|lease| AdapterSpec {
                 hash: lease.content_hash(),
-                num_chunks: lease.weights().num_chunks(),
+                num_chunks: lease.weights().num_chunks,
                 rank: lease.weights().max_rank(),
             }),
             tenant: request.queueing.tenant,

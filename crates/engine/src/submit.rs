@@ -25,17 +25,9 @@ pub enum SubmitError {
         /// Seconds that it would wait.
         wait_s: u64,
     },
-    /// The prompt leaves no room in the context.
-    #[error("the prompt has {tokens} tokens, but at most {max} fit the context of this server")]
-    PromptTooLong {
-        /// Length of the prompt.
-        tokens: usize,
-        /// The longest that would be accepted.
-        max: usize,
-    },
-    /// There is nothing to compute.
-    #[error("the prompt is empty: send at least one token")]
-    EmptyPrompt,
+    /// It could not run even alone.
+    #[error(transparent)]
+    DoesNotFit(#[from] AddError),
     /// The model has no such token.
     #[error("token {token} is out of range: the vocabulary has {vocab_size} tokens")]
     TokenOutOfRange {
@@ -44,46 +36,9 @@ pub enum SubmitError {
         /// Tokens of the model.
         vocab_size: usize,
     },
-    /// Even alone, the request would outgrow the KV cache.
-    #[error(
-        "prompt and output need {needed} KV cache blocks, but this server has {max}: lower \
-         max_tokens, or give the server more memory"
-    )]
-    TooManyBlocks {
-        /// Blocks at the request's full length.
-        needed: usize,
-        /// Blocks in all.
-        max: usize,
-    },
-    /// Even alone, adapter and request would not fit the memory.
-    #[error(
-        "the adapter takes {adapter} chunks of this server's memory and the request up to {needed}, \
-         of {max} in all: lower max_tokens, or give the server more --memory"
-    )]
-    AdapterTooLarge {
-        /// Chunks of the adapter.
-        adapter: usize,
-        /// Chunks of the request at its full length.
-        needed: usize,
-        /// Chunks in all.
-        max: usize,
-    },
     /// The engine is shutting down, or has ended.
     #[error("the server is shutting down")]
     Stopped,
-}
-
-impl From<AddError> for SubmitError {
-    fn from(error: AddError) -> Self {
-        match error {
-            AddError::EmptyPrompt => Self::EmptyPrompt,
-            AddError::PromptTooLong { tokens, max } => Self::PromptTooLong { tokens, max },
-            AddError::TooManyBlocks { needed, max } => Self::TooManyBlocks { needed, max },
-            AddError::AdapterTooLarge { adapter, needed, max } => {
-                Self::AdapterTooLarge { adapter, needed, max }
-            }
-        }
-    }
 }
 
 pub(crate) fn check_request(

@@ -7,16 +7,14 @@
 //! grows with its length, by doubling: this shows as a few steps with allocations, ever farther
 //! apart, and the hundred steps counted here lie between two of them.
 
-#![expect(unsafe_code, reason = "an allocator that counts")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use futures::FutureExt;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use weft_adapters::{AdapterRegistry, RegistryConfig};
 use weft_engine::{EngineConfig, EngineHandle, RequestStream, start};
+use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
 use weft_testkit::peft::RandomAdapter;
 use weft_testkit::tiny_llama_spec;
 use weft_types::{
@@ -25,49 +23,8 @@ use weft_types::{
     StopConditions, TokenEvent,
 };
 
-struct Counting;
-
-/// Of the engine's thread.
-static NUM_ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-thread_local! {
-    static IS_COUNTED: Cell<bool> = const { Cell::new(false) };
-}
-
-fn count() {
-    if IS_COUNTED.get() {
-        NUM_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// SAFETY: the system's allocator, called as this one is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) };
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Draws always the same token, in steps that the test lets end, and allocates nothing.
 struct Still {
@@ -118,7 +75,7 @@ impl Executor for Still {
     fn remove_sequence(&mut self, _: SeqId) {}
 
     fn execute(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), ExecuteError> {
-        IS_COUNTED.set(true);
+        count_this_thread();
         let number = self.turns.num_begun.fetch_add(1, Ordering::AcqRel) + 1;
         while self.turns.num_allowed.load(Ordering::Acquire) < number {
             std::thread::yield_now();
@@ -177,9 +134,9 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
     let mut streams = submit_all(&engine);
     let mut counts = Vec::new();
     for step in 1..=500 {
-        let before = NUM_ALLOCATIONS.load(Ordering::Relaxed);
+        let before = num_allocations();
         turns.pass(step);
-        counts.push(NUM_ALLOCATIONS.load(Ordering::Relaxed) - before);
+        counts.push(num_allocations() - before);
         let num_read = read(&mut streams);
         assert!(step < 20 || num_read == 16, "{num_read} tokens in step {step}");
     }

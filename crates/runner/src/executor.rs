@@ -137,7 +137,7 @@ impl Executor for CpuExecutor {
     }
 
     fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
-        debug_assert_eq!(load.chunks.len(), adapter.num_chunks(), "one chunk for each page");
+        debug_assert_eq!(load.chunks.len(), adapter.num_chunks, "one chunk for each page");
         let chunks = self.decoder.device_mut().lend(&load.chunks);
         self.copier.load(load.adapter, adapter, chunks);
     }

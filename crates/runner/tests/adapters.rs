@@ -45,8 +45,8 @@ fn an_adapter_answers_the_same_wherever_its_chunks_are() {
     // Again backwards, in chunks that came back from the first copy.
     executor.unload_adapter(id);
     let packed = Arc::new(PackedAdapter::pack(&lowered, executor.limits().chunk_bytes).unwrap());
-    assert!(packed.num_chunks() > 2);
-    let chunks = (10..10 + packed.num_chunks() as u32).rev().map(BlockId).collect();
+    assert!(packed.num_chunks > 2);
+    let chunks = (10..10 + packed.num_chunks as u32).rev().map(BlockId).collect();
     executor.load_adapter(&AdapterLoad { adapter: id, chunks }, packed);
     wait_for(&mut executor, id);
     assert_eq!(answer(&mut executor, Some(reference)), want);
@@ -78,7 +78,7 @@ fn an_executor_ends_while_copies_are_under_way() {
     let mut executor = executor(&model, 1);
     let packed =
         PackedAdapter::pack(&adapter(model.spec(), 16), executor.limits().chunk_bytes).unwrap();
-    let (packed, len) = (Arc::new(packed.clone()), packed.num_chunks() as u32);
+    let (packed, len) = (Arc::new(packed.clone()), packed.num_chunks as u32);
     for id in 0..4 {
         let chunks = (id * len..(id + 1) * len).map(BlockId).collect();
         executor.load_adapter(&AdapterLoad { adapter: AdapterId(id), chunks }, Arc::clone(&packed));

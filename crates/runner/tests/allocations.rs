@@ -1,54 +1,16 @@
 //! A step of a steady decode allocates nothing.
 
-#![expect(unsafe_code, reason = "an allocator that counts")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use support::{adapter, announce, executor, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
+use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
 use weft_types::{AdapterId, BaseModelSpec, Executor, StepOutput, StepPlan, TokenId};
 
-struct Counting;
-
-thread_local! {
-    static NUM_ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn count() {
-    NUM_ALLOCATIONS.set(NUM_ALLOCATIONS.get() + 1);
-}
-
-// SAFETY: the system's allocator, called as this one is.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.realloc(pointer, layout, new_size) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(pointer, layout) };
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
 fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
@@ -66,6 +28,7 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
 
 /// Allocations of each of 32 steps.
 fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
+    count_this_thread();
     let mut first_chunk = 32;
     let ranks = [3, 8, 16, 40];
     for (id, rank) in (0..).zip(ranks) {
@@ -80,9 +43,9 @@ fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
     let mut counts = Vec::new();
     for position in 0..32 {
         plan_decode(&mut plan, &tokens, position);
-        let before = NUM_ALLOCATIONS.get();
+        let before = num_allocations();
         executor.execute(&plan, &mut output).unwrap();
-        counts.push(NUM_ALLOCATIONS.get() - before);
+        counts.push(num_allocations() - before);
         for (token, output) in tokens.iter_mut().zip(&output.sequences) {
             *token = output.token.unwrap();
         }

@@ -60,15 +60,11 @@ impl Scheduler {
             while !self.reserve(index, num_tokens) {
                 has_room = false;
                 let is_latest = index + 1 == self.running.len();
-                // With nothing else to wait for, only pins can be in the way.
-                if is_latest && index == 0 && !self.is_loading() && self.memory.evict_pinned(None) {
-                    continue;
-                }
-                if is_latest {
+                if !is_latest {
+                    self.preempt_latest();
+                } else if index > 0 || !self.pins_yield(None) {
                     // It keeps its blocks and waits: an older one takes them if it must.
                     num_tokens = self.num_tokens_in_reach(index).min(num_tokens);
-                } else {
-                    self.preempt_latest();
                 }
             }
             if num_tokens > 0 {
@@ -155,12 +151,9 @@ impl Scheduler {
             _ => 0,
         };
         let needed = num_new + matched.num_idle + own + self.running.len();
+        let is_alone = is_first && self.running.is_empty();
         while needed > self.memory.num_available() {
-            // With nothing else to wait for, only pins can be in the way.
-            if !is_first || !self.running.is_empty() || self.is_loading() {
-                return Verdict::Stop;
-            }
-            if !self.memory.evict_pinned(adapter) {
+            if !is_alone || !self.pins_yield(adapter) {
                 return Verdict::Stop;
             }
         }
@@ -180,17 +173,18 @@ impl Scheduler {
         if !is_first && num_fetched + num_chunks > self.memory.num_chunks() / FETCHED_SHARE {
             return;
         }
+        let is_alone = is_first && self.running.is_empty();
         let mut load = self.memory.load(id, is_first);
-        // With nothing else to wait for, only pins can be in the way.
-        while load.is_none()
-            && is_first
-            && self.running.is_empty()
-            && !self.is_loading()
-            && self.memory.evict_pinned(None)
-        {
+        while load.is_none() && is_alone && self.pins_yield(None) {
             load = self.memory.load(id, true);
         }
         plan.loads.extend(load);
+    }
+
+    /// Evicts a pinned adapter, other than `but`, for a sequence beside which none runs: with no load
+    /// to wait for either, only pins can be in its way. False if there is none.
+    fn pins_yield(&mut self, but: Option<AdapterId>) -> bool {
+        !self.is_loading() && self.memory.evict_pinned(but)
     }
 
     /// Runs the candidate.

@@ -17,7 +17,7 @@ pub(crate) struct TenantId(u32);
 
 /// One token of a tenant of weight 1, in the unit of counters: weights are fractions of it.
 const UNIT: f64 = 1024.0;
-/// Idle tenants that are remembered beyond those with a counter above all that wait.
+/// Idle tenants that are remembered: those whose counter was above all that waited.
 const MAX_IDLE_TENANTS: usize = 10_000;
 
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
@@ -48,7 +48,7 @@ pub(crate) struct WaitingQueue {
     weights: FxHashMap<Arc<str>, f64>,
     /// Tenants with candidates that this scan has not passed over.
     order: BTreeSet<Rank>,
-    /// Tenants that were passed over whole.
+    /// Tenants of which this scan has passed over some.
     passed: Vec<TenantId>,
     len: usize,
     num_idle_tenants: usize,

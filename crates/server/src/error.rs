@@ -9,7 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use weft_adapters::AdapterError;
-use weft_engine::SubmitError;
+use weft_engine::{AddError, SubmitError};
 use weft_text::TextError;
 
 /// Seconds after which a client that met a full queue should come back, if nothing better is known.
@@ -226,9 +226,11 @@ impl ApiError {
                 Self::too_many(error.to_string(), RETRY_AFTER_SECONDS)
             }
             SubmitError::TooLate { wait_s } => Self::too_many(error.to_string(), *wait_s),
-            SubmitError::AdapterTooLarge { .. } => Self::invalid("model", error.to_string()),
+            SubmitError::DoesNotFit(AddError::AdapterTooLarge { .. }) => {
+                Self::invalid("model", error.to_string())
+            }
             SubmitError::Stopped => Self::overloaded("the server is shutting down"),
-            SubmitError::PromptTooLong { .. } => {
+            SubmitError::DoesNotFit(AddError::PromptTooLong { .. }) => {
                 Self::context_exceeded(prompt_param, error.to_string())
             }
             _ => Self::invalid(prompt_param, error.to_string()),

@@ -1,6 +1,7 @@
-//! Seeded fixtures for the tests of other crates: random and malformed PEFT adapters, safetensors
+//! Fixtures for the tests of other crates: random and malformed PEFT adapters, safetensors
 //! files, and a reader of golden values. Knows the words of [`weft_types`] and no other crate.
 
+pub mod allocations;
 pub mod bad_requests;
 pub mod golden;
 pub mod malformed;

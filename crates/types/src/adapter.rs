@@ -157,14 +157,6 @@ impl LoweredAdapter {
     /// The update at `site`, if the adapter has one.
     #[must_use]
     pub fn at(&self, site: Site) -> Option<&LowRankUpdate> {
-        // An adapter of all linears has it here.
-        if let Site::Layer { layer, module } = site
-            && let Some(update) =
-                self.low_rank.get(layer as usize * Module::ALL.len() + module as usize)
-            && update.site == site
-        {
-            return Some(update);
-        }
         let index = self.low_rank.binary_search_by_key(&site, |update| update.site).ok()?;
         self.low_rank.get(index)
     }

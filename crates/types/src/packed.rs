@@ -86,8 +86,8 @@ pub struct AdapterLayout {
     pub low_rank: Vec<PackedUpdate>,
     /// The update of the token embedding, if any.
     pub embedding: Option<PackedEmbedding>,
-    /// Pages in all.
-    pub num_pages: usize,
+    /// Pages in all: chunks that it takes on a device.
+    pub num_chunks: usize,
     /// Bytes of all pages.
     pub num_bytes: usize,
 }
@@ -168,7 +168,7 @@ impl PackedAdapter {
             content_hash: adapter.content_hash,
             low_rank,
             embedding,
-            num_pages: pages.len(),
+            num_chunks: pages.len(),
             num_bytes: pages.iter().map(|page| page.len()).sum(),
         };
         Ok(Self { layout: Arc::new(layout), pages })
@@ -176,18 +176,6 @@ impl PackedAdapter {
 }
 
 impl AdapterLayout {
-    /// Chunks that it takes on a device.
-    #[must_use]
-    pub fn num_chunks(&self) -> usize {
-        self.num_pages
-    }
-
-    /// Bytes of all pages.
-    #[must_use]
-    pub fn num_bytes(&self) -> usize {
-        self.num_bytes
-    }
-
     /// The largest rank of any update.
     #[must_use]
     pub fn max_rank(&self) -> usize {

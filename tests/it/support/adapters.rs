@@ -44,6 +44,6 @@ pub(crate) fn place(
     first_chunk: usize,
 ) -> Arc<PlacedAdapter> {
     let chunks: Vec<BlockId> =
-        (first_chunk..first_chunk + packed.num_chunks()).map(|i| BlockId(i as u32)).collect();
+        (first_chunk..first_chunk + packed.num_chunks).map(|i| BlockId(i as u32)).collect();
     Arc::new(PlacedAdapter::copy(&packed, device.lend(&chunks)))
 }

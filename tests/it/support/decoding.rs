@@ -19,7 +19,7 @@ pub(crate) fn all_logits(
     let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
     let chunk_bytes = pool_layout(&model.config, KvDtype::F32);
     let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes).unwrap());
-    let num_chunks = packed.as_ref().map_or(0, |packed| packed.num_chunks());
+    let num_chunks = packed.as_ref().map_or(0, |packed| packed.num_chunks);
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
     let mut device = CpuDevice::new(&model.config, 2, KvDtype::F32, arena, num_rows);
     let adapter = packed.map(|packed| place(&mut device, packed, num_blocks));

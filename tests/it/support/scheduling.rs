@@ -158,7 +158,7 @@ fn new_sequence(id: SeqId, request: &Request, packed: Option<&Arc<PackedAdapter>
         stop: StopConditions { max_tokens: request.max_tokens, ..Default::default() },
         adapter: packed.map(|packed| AdapterSpec {
             hash: packed.content_hash,
-            num_chunks: packed.num_chunks(),
+            num_chunks: packed.num_chunks,
             rank: packed.max_rank(),
         }),
         tenant: "".into(),

@@ -428,7 +428,7 @@ async fn in_a_storm_of_reloads_every_lease_has_one_whole_version() {
                 }
                 let lease = registry.resolve("a").await.unwrap();
                 let weights = lease.weights();
-                let found = (lease.content_hash(), weights.max_rank(), weights.num_bytes());
+                let found = (lease.content_hash(), weights.max_rank(), weights.num_bytes);
                 assert!(hashes.contains(&found), "{found:?}");
                 num_good += 1;
                 tokio::task::yield_now().await;

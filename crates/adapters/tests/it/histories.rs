@@ -258,7 +258,7 @@ proptest! {
         // In per cent of what the largest needs.
         let largest = &VERSIONS[4];
         let files: usize = largest.files.iter().map(|file| file.len()).sum();
-        let needed = files.max(largest.packed.num_bytes());
+        let needed = files.max(largest.packed.num_bytes);
         let budget = percent.map(|percent| needed * percent / 100);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()

@@ -21,7 +21,7 @@ async fn a_directory_adapter_is_known_at_once_and_loaded_when_first_asked_for() 
     let info = world.registry.get("sql").unwrap();
     assert_eq!(info.path, world.path("adapters/sql"));
     assert_eq!((info.rank, info.num_leases), (Some(4), 1));
-    assert_eq!(info.num_bytes, lease.weights().num_bytes());
+    assert_eq!(info.num_bytes, lease.weights().num_bytes);
     assert_eq!(info.content_hash, Some(lease.content_hash()));
     // One that comes later is found as well.
     assert_eq!(world.rank("late").await, None);

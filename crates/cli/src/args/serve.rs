@@ -55,7 +55,7 @@ pub struct ServeArgs {
     /// make the server read any directory that it can read.
     #[arg(long, env = "WEFT_ALLOW_RUNTIME_ADAPTERS", help_heading = "Adapters")]
     pub allow_runtime_adapters: bool,
-    /// Requests that may wait for their turn; more are refused with status 429.
+    /// Requests that may wait for their turn; more are refused with status 503.
     #[arg(long, default_value_t = 1024, env = "WEFT_MAX_QUEUE", help_heading = "HTTP")]
     pub max_queue: usize,
     /// Seconds that a request may wait for its turn, unless it says otherwise (`queue_timeout`): then

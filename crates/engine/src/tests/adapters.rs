@@ -3,7 +3,7 @@
 
 use super::hooks::*;
 use super::*;
-use crate::SubmitError;
+use crate::{AddError, SubmitError};
 use std::sync::Arc;
 use std::time::Duration;
 use weft_types::{SeqId, StepPlan};
@@ -165,7 +165,10 @@ async fn an_adapter_larger_than_the_memory_is_refused_with_a_sentence() {
     for _ in 0..3 {
         let lease = registry.resolve("huge").await.unwrap();
         let error = engine.submit(request(&prompt(1, 20), 5), Some(lease)).map(|_| ()).unwrap_err();
-        assert!(matches!(error, SubmitError::AdapterTooLarge { needed: 2, max: 24, .. }));
+        assert!(matches!(
+            error,
+            SubmitError::DoesNotFit(AddError::AdapterTooLarge { needed: 2, max: 24, .. })
+        ));
         assert!(error.to_string().contains("give the server more --memory"), "{error}");
     }
     assert_sound(&engine, &registry, "a0").await;

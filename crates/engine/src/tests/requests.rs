@@ -1,7 +1,7 @@
 //! What requests get when nothing goes wrong.
 
 use super::*;
-use crate::SubmitError;
+use crate::{AddError, SubmitError};
 use futures::StreamExt;
 use weft_types::TokenLogprobs;
 
@@ -128,18 +128,18 @@ async fn requests_that_cannot_run_are_refused_with_a_reason() {
     let engine =
         engine(SimExecutor::new(ExecutorLimits { num_blocks: 10, ..sim_limits() }, VOCAB_SIZE));
     let refused = |request| engine.submit(request, None).map(|_| ()).unwrap_err();
-    assert_eq!(refused(request(&[], 1)), SubmitError::EmptyPrompt);
+    assert_eq!(refused(request(&[], 1)), AddError::EmptyPrompt.into());
     assert_eq!(
         refused(request(&[0, 1000, 2000], 1)),
         SubmitError::TokenOutOfRange { token: 1000, vocab_size: 1000 }
     );
     assert_eq!(
         refused(request(&prompt(1, 512), 1)),
-        SubmitError::PromptTooLong { tokens: 512, max: 511 }
+        AddError::PromptTooLong { tokens: 512, max: 511 }.into()
     );
     assert_eq!(
         refused(request(&prompt(1, 100), 100)),
-        SubmitError::TooManyBlocks { needed: 13, max: 10 }
+        AddError::TooManyBlocks { needed: 13, max: 10 }.into()
     );
     assert_idle(&engine);
 }

@@ -21,7 +21,7 @@ impl PlacedAdapter {
     /// When there are not as many chunks as pages or a page is larger than a chunk.
     #[must_use]
     pub fn copy(packed: &PackedAdapter, mut chunks: LentChunks) -> Self {
-        assert_eq!(packed.num_chunks(), chunks.len(), "one chunk for each page");
+        assert_eq!(packed.num_chunks, chunks.len(), "one chunk for each page");
         let embedding = packed.embedding.as_ref();
         debug_assert!(embedding.is_none_or(|update| update.a.dtype != Dtype::I8), "no row scales");
         for (index, page) in packed.pages.iter().enumerate() {

@@ -66,7 +66,7 @@ pub(crate) fn load(
     first: u32,
 ) -> u32 {
     let packed = PackedAdapter::pack(lowered, executor.limits().chunk_bytes).unwrap();
-    let end = first + packed.num_chunks() as u32;
+    let end = first + packed.num_chunks as u32;
     let load = AdapterLoad { adapter, chunks: (first..end).map(BlockId).collect() };
     executor.load_adapter(&load, Arc::new(packed));
     wait_for(executor, adapter);

@@ -99,13 +99,40 @@ impl Drop for TileRegisters {
 
 /// Instructions on whole tiles. Only registers and what the operands point to are touched.
 macro_rules! tiles {
-    ([$($instruction:literal),*] $($name:ident = $value:expr),*) => {
+    ([$($instruction:expr),* $(,)?] $($name:ident),*) => {
         asm!(
             $($instruction,)*
-            $($name = in(reg) $value,)*
+            $($name = in(reg) $name,)*
             line = in(reg) 64usize,
             options(nostack, preserves_flags),
         )
+    };
+}
+
+/// [`multiply`] with 4-bit weights, into register `$sum`.
+macro_rules! multiply_at_once {
+    ($sum:literal, $planes:ident, $weights:ident) => {
+        tiles!([
+            "tileloadd tmm6, [{weights} + {line}]",
+            "tileloadd tmm4, [{planes} + {line}]",
+            concat!("tilezero tmm", $sum),
+            concat!("tdpbsud tmm", $sum, ", tmm4, tmm6"),
+        ] $planes, $weights)
+    };
+}
+
+/// [`multiply`] with other weights, into registers `$high` and `$low`.
+macro_rules! multiply_halves {
+    ($high:literal, $low:literal, $planes:ident, $weights:ident) => {
+        tiles!([
+            "tileloadd tmm6, [{weights} + {line}]",
+            "tileloadd tmm4, [{planes} + {line}]",
+            concat!("tilezero tmm", $high),
+            concat!("tdpbssd tmm", $high, ", tmm4, tmm6"),
+            "tileloadd tmm5, [{planes} + {line} + 32]",
+            concat!("tilezero tmm", $low),
+            concat!("tdpbssd tmm", $low, ", tmm5, tmm6"),
+        ] $planes, $weights)
     };
 }
 
@@ -124,48 +151,10 @@ pub(super) unsafe fn multiply<const IS_W4: bool>(
     // SAFETY: as promised by the caller, the lines are there.
     unsafe {
         match (IS_W4, is_even) {
-            (true, true) => tiles!(
-                [
-                    "tileloadd tmm6, [{weights} + {line}]",
-                    "tileloadd tmm4, [{planes} + {line}]",
-                    "tilezero tmm0",
-                    "tdpbsud tmm0, tmm4, tmm6"
-                ]
-                planes = planes, weights = weights
-            ),
-            (true, false) => tiles!(
-                [
-                    "tileloadd tmm6, [{weights} + {line}]",
-                    "tileloadd tmm4, [{planes} + {line}]",
-                    "tilezero tmm2",
-                    "tdpbsud tmm2, tmm4, tmm6"
-                ]
-                planes = planes, weights = weights
-            ),
-            (false, true) => tiles!(
-                [
-                    "tileloadd tmm6, [{weights} + {line}]",
-                    "tileloadd tmm4, [{planes} + {line}]",
-                    "tilezero tmm0",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tileloadd tmm5, [{planes} + {line} + 32]",
-                    "tilezero tmm1",
-                    "tdpbssd tmm1, tmm5, tmm6"
-                ]
-                planes = planes, weights = weights
-            ),
-            (false, false) => tiles!(
-                [
-                    "tileloadd tmm6, [{weights} + {line}]",
-                    "tileloadd tmm4, [{planes} + {line}]",
-                    "tilezero tmm2",
-                    "tdpbssd tmm2, tmm4, tmm6",
-                    "tileloadd tmm5, [{planes} + {line} + 32]",
-                    "tilezero tmm3",
-                    "tdpbssd tmm3, tmm5, tmm6"
-                ]
-                planes = planes, weights = weights
-            ),
+            (true, true) => multiply_at_once!(0, planes, weights),
+            (true, false) => multiply_at_once!(2, planes, weights),
+            (false, true) => multiply_halves!(0, 1, planes, weights),
+            (false, false) => multiply_halves!(2, 3, planes, weights),
         }
     }
 }
@@ -180,22 +169,16 @@ pub(super) unsafe fn store<const IS_W4: bool>(is_even: bool, out: &mut [CacheLin
     // SAFETY: a register is sixteen lines, of which there are two times as many.
     unsafe {
         match (IS_W4, is_even) {
-            (true, true) => tiles!(["tilestored [{out} + {line}], tmm0"] out = out),
-            (true, false) => tiles!(["tilestored [{out} + {line}], tmm2"] out = out),
-            (false, true) => tiles!(
-                [
-                    "tilestored [{out} + {line}], tmm0",
-                    "tilestored [{out} + {line} + 1024], tmm1"
-                ]
-                out = out
-            ),
-            (false, false) => tiles!(
-                [
-                    "tilestored [{out} + {line}], tmm2",
-                    "tilestored [{out} + {line} + 1024], tmm3"
-                ]
-                out = out
-            ),
+            (true, true) => tiles!(["tilestored [{out} + {line}], tmm0"] out),
+            (true, false) => tiles!(["tilestored [{out} + {line}], tmm2"] out),
+            (false, true) => tiles!([
+                "tilestored [{out} + {line}], tmm0",
+                "tilestored [{out} + {line} + 1024], tmm1",
+            ] out),
+            (false, false) => tiles!([
+                "tilestored [{out} + {line}], tmm2",
+                "tilestored [{out} + {line} + 1024], tmm3",
+            ] out),
         }
     }
 }
