@@ -174,8 +174,14 @@ pub(crate) fn engine_config(args: &EngineArgs, max_waiting: usize) -> EngineConf
         max_waiting,
         enable_prefix_caching: !args.no_prefix_caching,
         eviction: args.eviction,
+        target_step: target_step(args.target_step_ms),
         ..EngineConfig::default()
     }
+}
+
+/// Zero is no target.
+pub(crate) fn target_step(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
 }
 
 /// What the flags say of how requests wait.

@@ -2,6 +2,7 @@
 
 use crate::args::simulate::{BenchSimulateArgs, WorkloadChoice};
 use crate::progress::count_bar;
+use crate::serve::target_step;
 use crate::trace_source::{self, TraceSource};
 use anyhow::{Context, Result, ensure};
 use weft_bench::{SLoraLoad, SimReport, SyntheticTrace};
@@ -41,6 +42,7 @@ pub fn run(args: &BenchSimulateArgs) -> Result<SimReport> {
         scheduling: SchedulerConfig {
             eviction: args.eviction,
             costs,
+            target_step: target_step(args.target_step_ms),
             ..SchedulerConfig::new(limits)
         },
         adapters: Vec::new(),

@@ -29,12 +29,14 @@ pub struct EngineConfig {
     pub eviction: EvictionKind,
     /// What steps and loads cost on this device.
     pub costs: CostModel,
+    /// How long a step should take while requests decode; `None` is any time.
+    pub target_step: Option<Duration>,
     /// Shares of tenants; others have 1.
     pub tenant_weights: Vec<(Arc<str>, f64)>,
 }
 
 impl Default for EngineConfig {
-    /// 1024 waiting requests, with prefix caching.
+    /// 1024 waiting requests, steps of a tenth of a second, with prefix caching.
     fn default() -> Self {
         Self {
             max_waiting: 1024,
@@ -42,6 +44,7 @@ impl Default for EngineConfig {
             queue_timeout: None,
             eviction: EvictionKind::default(),
             costs: CostModel::default(),
+            target_step: Some(Duration::from_millis(100)),
             tenant_weights: Vec::new(),
         }
     }
@@ -78,6 +81,7 @@ pub fn start(executor: Box<dyn Executor>, vocab_size: usize, config: EngineConfi
         enable_prefix_caching: config.enable_prefix_caching,
         eviction: config.eviction,
         costs: config.costs,
+        target_step: config.target_step,
         tenant_weights: config.tenant_weights,
         ..SchedulerConfig::new(shared.limits.clone())
     };

@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use weft_types::{
     AdapterId, AdapterRef, ExecuteError, Executor, SeqId, SequenceSpec, StepOutput, StepPlan,
@@ -83,10 +83,14 @@ impl Engine {
         self.scheduler.plan(&mut self.plan);
         self.move_adapters();
         if !self.plan.is_empty() {
+            let began = Instant::now();
             let result = execute(&mut *self.executor, &self.plan, &mut self.output);
             self.shared.stats.count_step(result.is_ok());
             match result {
-                Ok(()) => self.scheduler.commit(&self.plan, &mut self.output, &mut self.events),
+                Ok(()) => {
+                    self.scheduler.note_step(&self.plan, began.elapsed());
+                    self.scheduler.commit(&self.plan, &mut self.output, &mut self.events);
+                }
                 Err(error) => self.scheduler.fail(&self.plan, &error, &mut self.events),
             }
         }

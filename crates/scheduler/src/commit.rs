@@ -31,7 +31,7 @@ impl Scheduler {
         // Both lists are in the order of running, so one pass over both finds all.
         let mut computed = plan.sequences.iter().zip(&mut output.sequences);
         running.retain_mut(|seq| {
-            if !std::mem::take(&mut seq.is_planned) {
+            if std::mem::take(&mut seq.num_planned) == 0 {
                 return true;
             }
             let Some((chunk, output)) = computed.find(|(chunk, _)| chunk.seq == seq.id) else {

@@ -25,7 +25,7 @@ impl Scheduler {
             }
         }
         for seq in self.waiting.iter() {
-            if !seq.blocks.is_empty() || seq.num_computed != 0 || seq.is_planned {
+            if !seq.blocks.is_empty() || seq.num_computed != 0 || seq.num_planned != 0 {
                 return Err(format!("{:?} waits and holds blocks", seq.id));
             }
         }

@@ -16,15 +16,31 @@ const MIN_CHUNK: usize = 16;
 /// What is left of a step.
 struct Budget {
     tokens: usize,
+    /// Of those, how many may be of prefills.
+    prefill: usize,
     /// Tokens that the step's adapters take the time of.
     of_ranks: f64,
 }
 
 impl Budget {
-    /// Tokens for a chunk of a sequence with so many to compute. A decode always gets its one.
+    /// Tokens for a sequence with so many to compute. A decode always gets its one.
     fn chunk(&self, num_uncomputed: usize) -> usize {
+        if num_uncomputed == 1 {
+            return self.tokens.min(1);
+        }
         let beside_ranks = self.tokens.saturating_sub(self.of_ranks as usize).max(MIN_CHUNK);
-        num_uncomputed.min(beside_ranks).min(self.tokens)
+        num_uncomputed.min(beside_ranks).min(self.prefill).min(self.tokens)
+    }
+
+    fn take(&mut self, num_tokens: usize) {
+        self.tokens -= num_tokens;
+        if num_tokens > 1 {
+            self.prefill -= num_tokens;
+        }
+    }
+
+    fn has_prefill(&self) -> bool {
+        self.tokens.min(self.prefill) > 0
     }
 }
 
@@ -43,46 +59,131 @@ impl Scheduler {
     pub fn plan(&mut self, plan: &mut StepPlan) {
         plan.clear();
         self.num_steps += 1;
-        let mut budget = Budget { tokens: self.limits.max_num_batched_tokens, of_ranks: 0.0 };
-        let has_room = self.plan_running(plan, &mut budget);
+        let tokens = self.limits.max_num_batched_tokens;
+        let mut budget = Budget { tokens, prefill: tokens, of_ranks: 0.0 };
+        let mut has_room = self.plan_decodes(&mut budget);
+        if budget.tokens < tokens {
+            // Somebody waits for the next token.
+            budget.prefill = budget.prefill.min(self.step_times.prefill_tokens());
+        }
+        if has_room {
+            self.admit_overdue(plan, &mut budget);
+        }
+        has_room &= self.plan_prefills(&mut budget);
         self.scan_waiting(plan, &mut budget, has_room);
+        self.running.iter().for_each(|seq| seq.write_chunk(plan));
         plan.evictions.append(&mut self.memory.evictions);
     }
 
-    /// Running sequences, those that began first first. False if one of them lacked a block: then a
+    /// A token for each running sequence that decodes. False if one of them lacked a block: then a
     /// newcomer would only take what those need next.
-    fn plan_running(&mut self, plan: &mut StepPlan, budget: &mut Budget) -> bool {
+    fn plan_decodes(&mut self, budget: &mut Budget) -> bool {
         let mut has_room = true;
         let mut index = 0;
         while index < self.running.len() && budget.tokens > 0 {
-            self.count_ranks(self.running[index].adapter, budget);
-            let mut num_tokens = budget.chunk(self.running[index].num_uncomputed());
-            while !self.reserve(index, num_tokens) {
-                has_room = false;
-                let is_latest = index + 1 == self.running.len();
-                if !is_latest {
-                    self.preempt_latest();
-                } else if index > 0 || !self.pins_yield(None) {
-                    // It keeps its blocks and waits: an older one takes them if it must.
-                    num_tokens = self.num_tokens_in_reach(index).min(num_tokens);
-                }
-            }
-            if num_tokens > 0 {
-                self.running[index].plan_chunk(num_tokens, plan);
-                budget.tokens -= num_tokens;
+            // The first of all makes some progress in each step, whoever is more urgent.
+            if index == 0 || self.running[index].num_uncomputed() == 1 {
+                has_room &= self.plan_running(index, budget);
             }
             index += 1;
         }
         has_room
     }
 
+    /// What is left for prefills that have begun: the most urgent first. False if one of them lacked
+    /// a block.
+    fn plan_prefills(&mut self, budget: &mut Budget) -> bool {
+        let mut order = std::mem::take(&mut self.prefill_order);
+        order.clear();
+        let unplanned = self.running.iter().enumerate().filter(|(_, seq)| seq.num_planned == 0);
+        order.extend(unplanned.map(|(index, seq)| (self.waiting.urgency(seq), index)));
+        order.sort_unstable();
+        let mut has_room = true;
+        for &(_, index) in &order {
+            // Those behind it may have been preempted meanwhile.
+            if index < self.running.len() && budget.has_prefill() {
+                has_room &= self.plan_running(index, budget);
+            }
+        }
+        self.prefill_order = order;
+        has_room
+    }
+
+    /// The next chunk of a running sequence. False if it lacked a block, and took those of the latest
+    /// or has to wait.
+    fn plan_running(&mut self, index: usize, budget: &mut Budget) -> bool {
+        let mut has_room = true;
+        self.count_ranks(self.running[index].adapter, budget);
+        let mut num_tokens = budget.chunk(self.running[index].num_uncomputed());
+        while !self.reserve(index, num_tokens) {
+            has_room = false;
+            let is_latest = index + 1 == self.running.len();
+            if !is_latest {
+                let latest = self.running.len() - 1;
+                self.preempt(latest, budget);
+            } else if index > 0 || !self.pins_yield(None) {
+                // It keeps its blocks and waits: an older one takes them if it must.
+                num_tokens = self.num_tokens_in_reach(index).min(num_tokens);
+            }
+        }
+        self.running[index].num_planned = num_tokens;
+        budget.take(num_tokens);
+        has_room
+    }
+
+    fn preempt(&mut self, index: usize, budget: &mut Budget) {
+        let num_planned = self.preempt_at(index);
+        budget.tokens += num_planned;
+        if num_planned > 1 {
+            budget.prefill += num_planned;
+        }
+    }
+
+    /// Admits the next in line, ahead of prefills that have begun, while it is of a tenant that is
+    /// behind theirs; and in the place of a sequence of a tenant that has more than its share of the
+    /// places. A tenant that floods the server delays only itself.
+    fn admit_overdue(&mut self, plan: &mut StepPlan, budget: &mut Budget) {
+        loop {
+            self.waiting.begin_scan();
+            let Some(seq) = self.waiting.candidate() else { return };
+            let (tenant, adapter, priority) = (seq.tenant, seq.adapter, seq.priority);
+            let is_there = adapter.is_none_or(|id| self.memory.residency.is_resident(id));
+            if !is_there || !budget.has_prefill() {
+                return;
+            }
+            let urgency = self.waiting.urgency_of(tenant, priority);
+            let is_behind = |seq: &Sequence| urgency < self.waiting.urgency(seq);
+            let yielding = if self.running.len() < self.max_num_seqs() {
+                if !self.running.iter().any(|seq| seq.num_planned == 0 && is_behind(seq)) {
+                    return;
+                }
+                None
+            } else {
+                let has_more = |seq: &Sequence| self.waiting.has_smaller_share(tenant, seq.tenant);
+                let yields = |seq: &Sequence| is_behind(seq) && has_more(seq);
+                // Not the first of all: it is sure to end.
+                let Some(index) = self.running.iter().skip(1).rposition(yields) else { return };
+                Some(index + 1)
+            };
+            let Verdict::Admit(matched) = self.judge(adapter, true, true, plan) else { return };
+            self.admit(matched, budget);
+            if let Some(index) = yielding {
+                self.preempt(index, budget);
+            }
+        }
+    }
+
+    /// Not more than can all have a token in every step.
+    fn max_num_seqs(&self) -> usize {
+        self.limits.max_num_seqs.min(self.limits.max_num_batched_tokens)
+    }
+
     /// Starts waiting sequences while tokens, places and chunks last, and the loads of adapters
     /// that the next in line need.
     fn scan_waiting(&mut self, plan: &mut StepPlan, budget: &mut Budget, has_room: bool) {
-        // Not more than can all have a token in every step.
-        let max_num_seqs = self.limits.max_num_seqs.min(self.limits.max_num_batched_tokens);
+        let max_num_seqs = self.max_num_seqs();
         let may_admit = |this: &Self, budget: &Budget| {
-            has_room && budget.tokens > 0 && this.running.len() < max_num_seqs
+            has_room && budget.has_prefill() && this.running.len() < max_num_seqs
         };
         if !may_admit(self, budget) && !self.may_look_ahead {
             return;
@@ -102,7 +203,7 @@ impl Scheduler {
             }
             is_open = is_open && may_admit(self, budget);
             match self.judge(adapter, num_seen == 0, is_open, plan) {
-                Verdict::Admit(matched) => self.admit(matched, plan, budget),
+                Verdict::Admit(matched) => self.admit(matched, budget),
                 Verdict::Pass => {
                     first_passed.get_or_insert(tenant);
                     is_open = is_open && !self.was_passed_too_often();
@@ -188,7 +289,7 @@ impl Scheduler {
     }
 
     /// Runs the candidate.
-    fn admit(&mut self, matched: PrefixMatch, plan: &mut StepPlan, budget: &mut Budget) {
+    fn admit(&mut self, matched: PrefixMatch, budget: &mut Budget) {
         let block_size = self.limits.block_size;
         let Some(mut seq) = self.waiting.pop() else { return };
         if let Some(id) = seq.adapter {
@@ -205,8 +306,8 @@ impl Scheduler {
         let num_tokens = budget.chunk(seq.num_uncomputed());
         let has_blocks = seq.reserve(num_tokens, &mut self.memory, block_size);
         debug_assert!(has_blocks, "the blocks were counted before");
-        seq.plan_chunk(num_tokens, plan);
-        budget.tokens -= num_tokens;
+        seq.num_planned = num_tokens;
+        budget.take(num_tokens);
         self.running.push(seq);
         self.num_admissions += 1;
         self.roster_version += 1;

@@ -3,7 +3,8 @@
 //! In: arrivals, preempted sequences, service that tenants got. Out: candidates in order. Fairness
 //! is the Virtual Token Counter (Sheng et al., OSDI 2024): each tenant has a counter of weighted
 //! tokens that it was served, and who has the smallest is next. A tenant that comes back is lifted
-//! to the smallest counter of those that wait, so that nobody saves up service by being idle.
+//! to the smallest counter of those that wait, less a small credit, so that nobody saves up much
+//! service by being idle.
 
 use crate::sequence::Sequence;
 use rustc_hash::FxHashMap;
@@ -27,6 +28,9 @@ struct Rank {
     tenant: TenantId,
 }
 
+/// What is smaller goes first: priority, then the tenant's counter, then arrival.
+pub(crate) type Urgency = (i32, u64, u64);
+
 struct Tenant {
     name: Arc<str>,
     weight: f64,
@@ -46,6 +50,8 @@ pub(crate) struct WaitingQueue {
     free_ids: Vec<TenantId>,
     by_name: FxHashMap<Arc<str>, TenantId>,
     weights: FxHashMap<Arc<str>, f64>,
+    /// How far below the others a tenant's counter may be when it comes back, in their unit.
+    credit: u64,
     /// Tenants with candidates that this scan has not passed over.
     order: BTreeSet<Rank>,
     /// Tenants of which this scan has passed over some.
@@ -57,13 +63,15 @@ pub(crate) struct WaitingQueue {
 }
 
 impl WaitingQueue {
-    /// `weights`: tenants' shares; others have 1.
-    pub(crate) fn new(weights: &[(Arc<str>, f64)]) -> Self {
+    /// `weights`: tenants' shares; others have 1. `burst_tokens`: what a tenant that comes back may
+    /// have ahead of the others.
+    pub(crate) fn new(weights: &[(Arc<str>, f64)], burst_tokens: u64) -> Self {
         Self {
             tenants: Vec::new(),
             free_ids: Vec::new(),
             by_name: FxHashMap::default(),
             weights: weights.iter().cloned().collect(),
+            credit: (burst_tokens as f64 * UNIT) as u64,
             order: BTreeSet::new(),
             passed: Vec::new(),
             len: 0,
@@ -87,8 +95,8 @@ impl WaitingQueue {
             Some(&id) => id,
             None => self.insert(name),
         };
-        let least = self.least_counter();
-        let floor = least.unwrap_or(self.last_left);
+        let least = self.least_counter().map(|least| least.saturating_sub(self.credit));
+        let floor = least.unwrap_or(self.last_left.saturating_sub(self.credit));
         let tenant = self.tenant_mut(id);
         let was_idle = tenant.waiting.is_empty() && tenant.num_running == 0;
         if tenant.waiting.is_empty() {
@@ -219,11 +227,32 @@ impl WaitingQueue {
 
     /// How far a tenant is ahead of another, in tokens of weight 1.
     pub(crate) fn lead(&self, ahead: TenantId, behind: TenantId) -> f64 {
-        let counter = |id: TenantId| {
+        self.counter(ahead).saturating_sub(self.counter(behind)) as f64 / UNIT
+    }
+
+    /// How urgent a sequence that runs is.
+    pub(crate) fn urgency(&self, seq: &Sequence) -> Urgency {
+        (seq.priority, self.counter(seq.tenant), seq.arrival)
+    }
+
+    /// How urgent it is to run one of a tenant, whenever it came.
+    pub(crate) fn urgency_of(&self, id: TenantId, priority: i32) -> Urgency {
+        (priority, self.counter(id), u64::MAX)
+    }
+
+    /// Whether a tenant would, with one running sequence more, still not have more for its weight
+    /// than another with one less.
+    pub(crate) fn has_smaller_share(&self, id: TenantId, other: TenantId) -> bool {
+        let share = |id: TenantId, more: f64| {
             let tenant = self.tenants.get(id.0 as usize).and_then(Option::as_ref);
-            tenant.map_or(0, |tenant| tenant.counter)
+            tenant.map_or(0.0, |tenant| (tenant.num_running as f64 + more) / tenant.weight)
         };
-        counter(ahead).saturating_sub(counter(behind)) as f64 / UNIT
+        id != other && share(id, 1.0) <= share(other, -1.0)
+    }
+
+    fn counter(&self, id: TenantId) -> u64 {
+        let tenant = self.tenants.get(id.0 as usize).and_then(Option::as_ref);
+        tenant.map_or(0, |tenant| tenant.counter)
     }
 
     /// The smallest counter of a tenant that waits: the first of each priority is its smallest.
@@ -262,7 +291,7 @@ impl WaitingQueue {
         let counter = tenant.counter;
         self.last_left = counter;
         self.num_idle_tenants += 1;
-        let floor = self.least_counter().unwrap_or(counter);
+        let floor = self.least_counter().unwrap_or(counter).saturating_sub(self.credit);
         // At or below the floor it would be lifted there anyway.
         if counter <= floor || self.num_idle_tenants > MAX_IDLE_TENANTS {
             self.num_idle_tenants -= 1;

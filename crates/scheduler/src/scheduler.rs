@@ -6,12 +6,14 @@ use crate::cost::CostModel;
 use crate::eviction::EvictionKind;
 use crate::memory::{Memory, PoolUse};
 use crate::prefix_cache::PrefixHasher;
-use crate::queue::WaitingQueue;
+use crate::queue::{Urgency, WaitingQueue};
 use crate::residency::{Place, ResidencyCounters, ResidentAdapter};
 use crate::sequence::{NewSequence, Sequence};
+use crate::step_times::StepTimes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use weft_types::{AdapterId, ContentHash, ExecutorLimits, SeqId, TokenEvent};
+use std::time::Duration;
+use weft_types::{AdapterId, ContentHash, ExecutorLimits, SeqId, StepPlan, TokenEvent};
 
 /// What a scheduler may hand out.
 #[derive(Clone, Debug)]
@@ -29,6 +31,12 @@ pub struct SchedulerConfig {
     pub quantum_tokens: u64,
     /// How many sequences may overtake one whose adapter is loaded; then nobody may.
     pub max_bypasses: u64,
+    /// How many tokens of service a tenant keeps a claim to while it asks for less than its share,
+    /// so that its next requests come at once.
+    pub burst_tokens: u64,
+    /// How long a step should take while sequences decode: prompts are computed in chunks that fit.
+    /// Has an effect only where [`Scheduler::note_step`] is called.
+    pub target_step: Option<Duration>,
     /// Shares of tenants; others have 1.
     pub tenant_weights: Vec<(Arc<str>, f64)>,
 }
@@ -44,6 +52,8 @@ impl SchedulerConfig {
             costs: CostModel::default(),
             quantum_tokens: 4096,
             max_bypasses: 64,
+            burst_tokens: 1024,
+            target_step: None,
             tenant_weights: Vec::new(),
         }
     }
@@ -86,6 +96,9 @@ pub struct Scheduler {
     pub(crate) num_steps: u64,
     /// Whether loads may be worth beginning that were not before.
     pub(crate) may_look_ahead: bool,
+    pub(crate) step_times: StepTimes,
+    /// Kept for its memory.
+    pub(crate) prefill_order: Vec<(Urgency, usize)>,
     num_arrivals: u64,
 }
 
@@ -114,7 +127,7 @@ impl Scheduler {
             ),
             hasher: PrefixHasher::new(),
             running: Vec::with_capacity(limits.max_num_seqs.min(1024)),
-            waiting: WaitingQueue::new(&config.tenant_weights),
+            waiting: WaitingQueue::new(&config.tenant_weights, config.burst_tokens),
             deadlines: BTreeSet::new(),
             counters: SchedulerCounters::default(),
             roster_version: 0,
@@ -122,6 +135,8 @@ impl Scheduler {
             num_admissions: 0,
             num_steps: 0,
             may_look_ahead: false,
+            step_times: StepTimes::new(config.target_step.map(|target| target.as_secs_f64())),
+            prefill_order: Vec::with_capacity(limits.max_num_seqs.min(1024)),
             enable_prefix_caching: config.enable_prefix_caching,
             quantum_tokens: config.quantum_tokens,
             max_bypasses: config.max_bypasses,
@@ -178,6 +193,11 @@ impl Scheduler {
                 events.push(SequenceEvent { seq, event: TokenEvent::Expired });
             }
         }
+    }
+
+    /// The step of `plan` took so long.
+    pub fn note_step(&mut self, plan: &StepPlan, took: Duration) {
+        self.step_times.note(plan, took.as_secs_f64());
     }
 
     /// The copy of an adapter to the device has ended.

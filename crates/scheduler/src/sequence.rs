@@ -60,8 +60,8 @@ pub(crate) struct Sequence {
     pub(crate) max_computed: usize,
     /// Prompt tokens that the cache gave when it ran first; `None` before.
     pub(crate) num_cached: Option<usize>,
-    /// Whether the step that is being computed has a part of it.
-    pub(crate) is_planned: bool,
+    /// Tokens of it in the step that is being planned or computed.
+    pub(crate) num_planned: usize,
     uses_cache: bool,
     chain: PrefixChain,
     /// Blocks `..num_registered` were offered to the cache, or came from it.
@@ -101,7 +101,7 @@ impl Sequence {
             num_computed: 0,
             max_computed: 0,
             num_cached: None,
-            is_planned: false,
+            num_planned: 0,
             uses_cache: new.uses_cache,
             chain: PrefixChain::new(hasher.root(hash, new.cache_salt.as_deref())),
             num_registered: 0,
@@ -176,9 +176,12 @@ impl Sequence {
         true
     }
 
-    /// Writes the next `num_tokens` tokens into `plan`.
-    pub(crate) fn plan_chunk(&mut self, num_tokens: usize, plan: &mut StepPlan) {
-        let start = self.num_computed;
+    /// Writes the planned tokens into `plan`, if there are any.
+    pub(crate) fn write_chunk(&self, plan: &mut StepPlan) {
+        let (start, num_tokens) = (self.num_computed, self.num_planned);
+        if num_tokens == 0 {
+            return;
+        }
         let (first_token, first_block) = (plan.tokens.len(), plan.block_tables.len());
         plan.tokens.extend_from_slice(&self.tokens[start..start + num_tokens]);
         plan.block_tables.extend_from_slice(&self.blocks);
@@ -189,7 +192,6 @@ impl Sequence {
             blocks: first_block..plan.block_tables.len(),
             sample: start + num_tokens == self.tokens.len() && self.stop.max_tokens > 0,
         });
-        self.is_planned = true;
     }
 
     /// Notes that positions `..num_computed` are in the blocks.

@@ -4,6 +4,7 @@ use crate::device::Device;
 use rustc_hash::FxHashMap;
 use std::iter::Peekable;
 use std::sync::Arc;
+use std::time::Duration;
 use weft_bench::{SimRecorder, SimReport, TraceAdapter, TraceRequest};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig, SequenceEvent};
 use weft_types::{
@@ -215,7 +216,9 @@ impl<P: FnMut(u64)> Simulation<P> {
                 self.recorder.served(live.request.tenant, chunk.tokens.len() as u64);
             }
         }
-        self.now_s += self.device.step(self.plan.tokens.len(), sum_rank);
+        let took_s = self.device.step(self.plan.tokens.len(), sum_rank);
+        self.now_s += took_s;
+        self.scheduler.note_step(&self.plan, Duration::from_secs_f64(took_s));
         self.recorder.step();
     }
 

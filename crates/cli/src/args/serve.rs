@@ -212,6 +212,10 @@ pub struct EngineArgs {
     /// Tokens computed together; long prompts are cut into chunks of this.
     #[arg(long, default_value_t = 512, env = "WEFT_MAX_NUM_BATCHED_TOKENS", value_name = "N")]
     pub max_num_batched_tokens: usize,
+    /// Milliseconds that a step should take while requests decode: prompts are computed in chunks
+    /// that fit. Less is smoother output, more is a little more throughput; 0 is any time.
+    #[arg(long, default_value_t = 100, env = "WEFT_TARGET_STEP_MS", value_name = "MS")]
+    pub target_step_ms: u64,
     /// Shrink the float weights of a Hugging Face checkpoint while loading. GGUF files stay as
     /// they are.
     #[arg(long, value_enum, default_value_t, env = "WEFT_QUANTIZE", alias = "quantization")]

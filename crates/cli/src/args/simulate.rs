@@ -79,6 +79,9 @@ pub struct BenchSimulateArgs {
     /// Tokens computed together.
     #[arg(long, default_value_t = 512, value_name = "N")]
     pub max_num_batched_tokens: usize,
+    /// Milliseconds that a step should take while requests decode; 0 is any time.
+    #[arg(long, default_value_t = 100, value_name = "MS")]
+    pub target_step_ms: u64,
     /// Requests that may wait; more are refused.
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub max_waiting: usize,

@@ -95,19 +95,30 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
         Just(Vec::new()),
         Just(vec![(Arc::from("tenant-0"), 4.0), (Arc::from("tenant-1"), 0.5)])
     ];
-    (limits(), prop::bool::weighted(0.8), eviction, rank_s, weights, 0..60u64, 0..6u64).prop_map(
-        |(limits, caching, eviction, rank_s, tenant_weights, quantum_tokens, max_bypasses)| {
-            SchedulerConfig {
-                enable_prefix_caching: caching,
+    (limits(), prop::bool::weighted(0.8), eviction, rank_s, weights, 0..60u64, 0..6u64, 0..60u64)
+        .prop_map(
+            |(
+                limits,
+                caching,
                 eviction,
-                costs: CostModel { rank_s, ..CostModel::default() },
+                rank_s,
+                tenant_weights,
                 quantum_tokens,
                 max_bypasses,
-                tenant_weights,
-                ..SchedulerConfig::new(limits)
-            }
-        },
-    )
+                burst_tokens,
+            )| {
+                SchedulerConfig {
+                    enable_prefix_caching: caching,
+                    eviction,
+                    costs: CostModel { rank_s, ..CostModel::default() },
+                    quantum_tokens,
+                    max_bypasses,
+                    burst_tokens,
+                    tenant_weights,
+                    ..SchedulerConfig::new(limits)
+                }
+            },
+        )
 }
 
 proptest! {
