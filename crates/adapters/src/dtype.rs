@@ -1,10 +1,11 @@
-//! The element type that adapters are kept in. In: a lowered adapter as its file has it. Out: the
+//! The element type that adapters are kept in. In: an update of an adapter as its file has it. Out: the
 //! same in the type that the operator chose, or a sentence about the value that does not fit.
 
 use crate::error::Refusal;
+use crate::lower::Update;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use weft_types::{AdapterTensor, Dtype, LoweredAdapter, Module, Site};
+use weft_types::{AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, Module, Site};
 
 /// What adapters' weights are converted to when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -22,48 +23,35 @@ pub enum AdapterDtype {
     I8,
 }
 
-/// Converts `adapter`; rows must fit into `chunk_bytes`, but that is checked by whoever packs.
+/// Converts an update; rows must fit into `chunk_bytes`, but that is checked by whoever packs.
 pub(crate) fn convert(
-    mut adapter: LoweredAdapter,
+    update: &mut Update,
     dtype: AdapterDtype,
     chunk_bytes: usize,
-) -> Result<LoweredAdapter, Refusal> {
-    let target = match dtype {
-        AdapterDtype::Auto if has_large_f32_row(&adapter, chunk_bytes) => Dtype::F16,
-        AdapterDtype::Auto => return Ok(adapter),
-        AdapterDtype::F16 => Dtype::F16,
-        AdapterDtype::Bf16 => Dtype::Bf16,
-        AdapterDtype::I8 => {
-            for update in &mut adapter.low_rank {
-                quantize(&mut update.a);
-                quantize(&mut update.b);
-            }
-            return Ok(adapter);
+) -> Result<(), Refusal> {
+    let is_embedding = matches!(update, Update::Embedding(_));
+    let (a, b, place) = match update {
+        Update::LowRank(LowRankUpdate { a, b, site, .. }) => (a, b, place(*site)),
+        Update::Embedding(EmbeddingUpdate { a, b, .. }) => (a, b, "the embedding".to_owned()),
+    };
+    for tensor in [a, b] {
+        let target = match dtype {
+            AdapterDtype::Auto if !has_large_f32_row(tensor, chunk_bytes) => continue,
+            AdapterDtype::Auto | AdapterDtype::F16 => Dtype::F16,
+            AdapterDtype::Bf16 => Dtype::Bf16,
+            AdapterDtype::I8 => Dtype::I8,
+        };
+        match target {
+            Dtype::I8 if is_embedding => {}
+            Dtype::I8 => quantize(tensor),
+            _ => round(tensor, target).map_err(|value| too_large(value, &place, target))?,
         }
-    };
-    let only_f32 = dtype == AdapterDtype::Auto;
-    let to_target = |tensor: &mut AdapterTensor| match tensor.dtype {
-        Dtype::F32 => round(tensor, target),
-        _ if only_f32 => Ok(()),
-        _ => round(tensor, target),
-    };
-    for update in &mut adapter.low_rank {
-        let both = to_target(&mut update.a).and_then(|()| to_target(&mut update.b));
-        both.map_err(|value| too_large(value, &place(update.site), target))?;
     }
-    if let Some(update) = &mut adapter.embedding {
-        let both = to_target(&mut update.a).and_then(|()| to_target(&mut update.b));
-        both.map_err(|value| too_large(value, "the embedding", target))?;
-    }
-    Ok(adapter)
+    Ok(())
 }
 
-fn has_large_f32_row(adapter: &LoweredAdapter, chunk_bytes: usize) -> bool {
-    let low_rank = adapter.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
-    let embedding = adapter.embedding.iter().flat_map(|update| [&update.a, &update.b]);
-    low_rank
-        .chain(embedding)
-        .any(|tensor| tensor.dtype == Dtype::F32 && tensor.cols * 4 > chunk_bytes)
+fn has_large_f32_row(tensor: &AdapterTensor, chunk_bytes: usize) -> bool {
+    tensor.dtype == Dtype::F32 && tensor.cols * 4 > chunk_bytes
 }
 
 fn place(site: Site) -> String {
@@ -166,7 +154,7 @@ fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_types::{ContentHash, EmbeddingUpdate, LowRankUpdate};
+    use weft_types::{ContentHash, LoweredAdapter};
 
     fn tensor(rows: usize, cols: usize, values: &[f32]) -> AdapterTensor {
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
@@ -183,6 +171,28 @@ mod tests {
             low_rank: vec![LowRankUpdate { site, scale: 1.0, a, b }],
             embedding: Some(embedding),
         }
+    }
+
+    fn convert(
+        mut adapter: LoweredAdapter,
+        dtype: AdapterDtype,
+        chunk_bytes: usize,
+    ) -> Result<LoweredAdapter, Refusal> {
+        let convert = |mut update| {
+            super::convert(&mut update, dtype, chunk_bytes)?;
+            Ok(update)
+        };
+        for update in std::mem::take(&mut adapter.low_rank) {
+            if let Update::LowRank(update) = convert(Update::LowRank(update))? {
+                adapter.low_rank.push(update);
+            }
+        }
+        if let Some(update) = adapter.embedding.take()
+            && let Update::Embedding(update) = convert(Update::Embedding(update))?
+        {
+            adapter.embedding = Some(update);
+        }
+        Ok(adapter)
     }
 
     fn decoded(tensor: &AdapterTensor) -> Vec<f32> {

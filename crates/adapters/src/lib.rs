@@ -10,6 +10,7 @@
 //! Knows no device, no HTTP and no scheduler.
 
 mod backoff;
+mod buffers;
 mod config;
 mod directory;
 mod dtype;

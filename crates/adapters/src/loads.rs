@@ -3,15 +3,16 @@
 //! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
 //! wait for each other in a circle.
 
+use crate::buffers::Buffers;
 use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::dtype::convert;
 use crate::error::{AdapterError, Refusal};
 use crate::host_cache::{NoRoom, Resident};
 use crate::lease::{Generation, Hold};
-use crate::lower::lower_hashed;
+use crate::lower::{Update, lower_each};
 use crate::pace::Pacer;
-use crate::polite::{pause, politely, thread_cpu_time};
+use crate::polite::{politely, thread_cpu_time};
 use crate::read::{AdapterFiles, LoadLimits, ReadFrom, changing};
 use crate::state::{Freed, Loaded, Origin, State};
 use parking_lot::Mutex;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::spawn_blocking;
-use weft_types::{ContentHash, PackedAdapter};
+use weft_types::{ContentHash, PackedAdapter, Packer, RowTooLarge};
 
 /// Files that change, or that turn out larger, are loaded again so often.
 const MAX_ATTEMPTS: usize = 5;
@@ -39,7 +40,10 @@ pub(crate) struct Shared {
     looks: Semaphore,
     reads: Semaphore,
     lowerings: Semaphore,
+    /// For whom loads are that no tenant asked for.
+    pub(crate) no_tenant: Arc<str>,
     pub(crate) pacer: Pacer,
+    buffers: Buffers,
 }
 
 pub(crate) type Outcome = Result<(Arc<Generation>, Hold), AdapterError>;
@@ -58,6 +62,8 @@ pub(crate) struct Loading {
 pub(crate) struct Ticket {
     shared: Arc<Shared>,
     name: Arc<str>,
+    /// Who asked first.
+    tenant: Arc<str>,
     id: u64,
     origin: Origin,
     explicit: bool,
@@ -96,7 +102,7 @@ impl Ticket {
             let size = self.measure(&path).await?;
             let mut seconds = began.elapsed().as_secs_f64();
             num_bytes = num_bytes.max(size);
-            self.shared.pacer.turn().await;
+            self.shared.pacer.turn(&self.tenant).await;
             self.reserve(num_bytes).await?;
 
             let reading = self.shared.reads.acquire().await.map_err(|_| self.interrupted())?;
@@ -314,7 +320,9 @@ impl Shared {
             looks: Semaphore::new(MAX_CONCURRENT_LOOKS),
             reads: Semaphore::new(config.max_concurrent_reads.max(1)),
             lowerings: Semaphore::new(config.max_concurrent_lowerings.max(1)),
+            no_tenant: Arc::from(""),
             pacer: Pacer::new(),
+            buffers: Buffers::default(),
             config,
         }
     }
@@ -324,6 +332,7 @@ impl Shared {
         self: &Arc<Self>,
         state: &mut State,
         name: &str,
+        tenant: &Arc<str>,
         origin: Origin,
         explicit: bool,
     ) -> (Loading, Ticket) {
@@ -333,8 +342,8 @@ impl Shared {
         let loading = Loading { id, explicit, outcome: receiver };
         state.loading.insert(Arc::clone(&name), loading.clone());
         state.running.insert(id);
-        let shared = Arc::clone(self);
-        (loading, Ticket { shared, name, id, origin, explicit, outcome: sender })
+        let (shared, tenant) = (Arc::clone(self), Arc::clone(tenant));
+        (loading, Ticket { shared, name, tenant, id, origin, explicit, outcome: sender })
     }
 
     /// Waits for the end of a load.
@@ -366,7 +375,7 @@ impl Shared {
 
     fn reader<'a>(&'a self, name: &'a str, path: &'a Path) -> ReadFrom<'a> {
         let (storage, base) = (&*self.config.storage, &self.config.base);
-        ReadFrom { storage, name, path, base, limits: self.limits() }
+        ReadFrom { storage, name, path, base, limits: self.limits(), buffers: &self.buffers }
     }
 
     fn in_memory(self: &Arc<Self>, content_hash: &ContentHash) -> Option<Hold> {
@@ -378,14 +387,24 @@ impl Shared {
     fn lower(self: &Arc<Self>, files: AdapterFiles) -> Result<Lowered, Refusal> {
         let content_hash = files.content_hash();
         if let Some(hold) = self.in_memory(&content_hash) {
+            self.buffers.give_back(files.tensors);
             return Ok(Lowered::InMemory(hold));
         }
         let AdapterFiles { config, tensors, .. } = files;
         let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
-        let lowered = lower_hashed(&config, &tensors, content_hash, base, &self.limits())?;
-        drop((config, tensors));
-        let converted = convert(lowered, self.config.dtype, chunk_bytes)?;
-        let packed = PackedAdapter::pack_with(&converted, chunk_bytes, pause);
-        packed.map(Lowered::Packed).map_err(|error| Refusal::new(error.to_string()))
+        let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
+        let mut packer = Packer::new(chunk_bytes);
+        let mut embedding = None;
+        lower_each(&config, &tensors, base, &self.limits(), |mut update| {
+            convert(&mut update, self.config.dtype, chunk_bytes)?;
+            match update {
+                Update::LowRank(update) => packer.push(&update).map_err(too_large)?,
+                Update::Embedding(update) => embedding = Some(update),
+            }
+            Ok(())
+        })?;
+        self.buffers.give_back(tensors);
+        let packed = packer.finish(content_hash, embedding.as_ref());
+        packed.map(Lowered::Packed).map_err(too_large)
     }
 }

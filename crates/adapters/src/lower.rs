@@ -13,7 +13,7 @@ use crate::targets::{Target, targets};
 use crate::tensor_names::{Part, tensor_name};
 use crate::tensors::{FileTensor, read_tensors};
 use std::collections::{BTreeMap, HashSet};
-use weft_types::{BaseModelSpec, ContentHash, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
+use weft_types::{BaseModelSpec, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
 
 /// Lowers the bytes of `adapter_config.json` and `adapter_model.safetensors` for `base`. Both are
 /// untrusted: never panics, and allocates in proportion to their length.
@@ -26,24 +26,37 @@ pub fn lower_peft_bytes(
     base: &BaseModelSpec,
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, Refusal> {
-    lower_hashed(config, tensors, content_hash(config, tensors), base, limits)
+    let (mut low_rank, mut embedding) = (Vec::new(), None);
+    lower_each(config, tensors, base, limits, |update| {
+        match update {
+            Update::LowRank(update) => low_rank.push(update),
+            Update::Embedding(update) => embedding = Some(update),
+        }
+        Ok(())
+    })?;
+    Ok(LoweredAdapter { content_hash: content_hash(config, tensors), low_rank, embedding })
 }
 
-/// The same, with the digest of both.
-pub(crate) fn lower_hashed(
+/// A part of a lowered adapter.
+pub(crate) enum Update {
+    LowRank(LowRankUpdate),
+    Embedding(EmbeddingUpdate),
+}
+
+/// The same, one update after the other, sorted by site: what is done with one need not be in memory
+/// together with the next.
+pub(crate) fn lower_each(
     config: &[u8],
     tensors: &[u8],
-    content_hash: ContentHash,
     base: &BaseModelSpec,
     limits: &LoadLimits,
-) -> Result<LoweredAdapter, Refusal> {
+    mut each: impl FnMut(Update) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
     let modules = base_modules(base);
     let targets = targets(&PeftConfig::parse(config)?, &modules)?;
     check_ranks(&targets, limits)?;
     let mut parts = Parts::read(tensors, &modules, base)?;
 
-    let mut low_rank = Vec::new();
-    let mut embedding = None;
     for (module, target) in modules.iter().zip(targets) {
         pause();
         let Some(target) = target else {
@@ -54,17 +67,17 @@ pub(crate) fn lower_hashed(
             Place::Linear(site) => {
                 let (a, b) = parts.pair(module, target, (Part::A, Part::B))?;
                 let (a, b) = (copied(&a), transposed(&b));
-                low_rank.push(LowRankUpdate { site, scale: target.scale, a, b });
+                // Modules come in the order of `Site`.
+                each(Update::LowRank(LowRankUpdate { site, scale: target.scale, a, b }))?;
             }
             Place::Embedding => {
                 let (a, b) = parts.pair(module, target, (Part::EmbeddingA, Part::EmbeddingB))?;
                 let (a, b) = (transposed(&a), transposed(&b));
-                embedding = Some(EmbeddingUpdate { scale: target.scale, a, b });
+                each(Update::Embedding(EmbeddingUpdate { scale: target.scale, a, b }))?;
             }
         }
     }
-    // Modules come in the order of `Site`, so the updates are sorted.
-    Ok(LoweredAdapter { content_hash, low_rank, embedding })
+    Ok(())
 }
 
 fn check_ranks(targets: &[Option<Target>], limits: &LoadLimits) -> Result<(), Refusal> {

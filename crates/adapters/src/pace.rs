@@ -1,6 +1,7 @@
-//! How fast adapters are read while requests run. In: whether any run, and what loads cost. Out: when
-//! the next load may begin. However many cold adapters are asked for, they take no more than a small
-//! share of the processors from those who are being served; on an idle machine nobody waits.
+//! How fast adapters are read while requests of other tenants run. In: whether any run, and what loads
+//! cost. Out: when the next load may begin. However many cold adapters a tenant asks for, after a few
+//! that come at once they take no more than a small share of the processors from the others who are
+//! being served; a tenant alone on the machine waits for nobody.
 
 use parking_lot::Mutex;
 use std::fmt;
@@ -8,15 +9,17 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// Of all processors together, while requests run.
-const SHARE: f64 = 0.04;
+/// Of all processors together, while requests of others run.
+const SHARE: f64 = 0.02;
+/// Processor time that may be spent at once, when less than the share was used before.
+const BURST_S: f64 = 0.1;
 /// How often one who waits looks whether requests still run.
 const LOOK: Duration = Duration::from_millis(20);
 /// Weight of the last load in the mean cost.
 const RECENT: f64 = 0.25;
 
-/// Tells whether requests run.
-pub(crate) type IsBusy = Box<dyn Fn() -> bool + Send + Sync>;
+/// Tells whether requests of others than a tenant run.
+pub(crate) type IsBusy = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// See the module.
 pub(crate) struct Pacer {
@@ -51,21 +54,24 @@ impl Pacer {
         let _ = self.is_busy.set(is_busy);
     }
 
-    fn is_busy(&self) -> bool {
-        self.is_busy.get().is_some_and(|is_busy| is_busy())
+    fn is_busy(&self, tenant: &str) -> bool {
+        self.is_busy.get().is_some_and(|is_busy| is_busy(tenant))
     }
 
-    /// Waits until a load may begin.
-    pub(crate) async fn turn(&self) {
-        if !self.is_busy() {
+    /// Waits until a load for a tenant may begin.
+    pub(crate) async fn turn(&self, tenant: &str) {
+        if !self.is_busy(tenant) {
             return;
         }
         let begin = {
             let mut state = self.state.lock();
             let now = Instant::now();
-            let begin = state.next.map_or(now, |next| next.max(now));
-            let pause_s = state.cost_s / (SHARE * self.num_processors);
-            state.next = Some(begin + Duration::from_secs_f64(pause_s));
+            // Generic cell rate algorithm: `next` may lag behind by what may be spent at once.
+            let per_second = SHARE * self.num_processors;
+            let burst = Duration::from_secs_f64(BURST_S / per_second);
+            let earliest = now.checked_sub(burst).unwrap_or(now);
+            let begin = state.next.map_or(earliest, |next| next.max(earliest));
+            state.next = Some(begin + Duration::from_secs_f64(state.cost_s / per_second));
             begin
         };
         loop {
@@ -74,7 +80,7 @@ impl Pacer {
                 return;
             }
             sleep(left.min(LOOK)).await;
-            if !self.is_busy() {
+            if !self.is_busy(tenant) {
                 // What was put off for the sake of requests need not be any longer.
                 self.state.lock().next = None;
                 return;
@@ -101,7 +107,7 @@ mod tests {
         let busy = Arc::new(AtomicBool::new(is_busy));
         let pacer = Pacer { num_processors: 2.0, ..Pacer::new() };
         let asked = Arc::clone(&busy);
-        pacer.set_is_busy(Box::new(move || asked.load(Ordering::Relaxed)));
+        pacer.set_is_busy(Box::new(move |tenant| tenant != "own" && asked.load(Ordering::Relaxed)));
         pacer.spent(Duration::from_millis(20));
         (pacer, busy)
     }
@@ -110,12 +116,22 @@ mod tests {
     async fn loads_take_their_share_while_requests_run() {
         let (pacer, _busy) = pacer(true);
         let began = Instant::now();
-        for _ in 0..9 {
-            pacer.turn().await;
+        for _ in 0..5 {
+            pacer.turn("flood").await;
         }
-        // Twenty milliseconds each are a twenty-fifth of two processors for 250.
+        assert_eq!(began.elapsed(), Duration::ZERO, "a tenth of a second of them comes at once");
+        for _ in 0..5 {
+            pacer.turn("flood").await;
+        }
+        // Twenty milliseconds each are a fiftieth of two processors for 500.
         let took = began.elapsed();
-        assert!(took >= Duration::from_millis(2000) && took < Duration::from_millis(2100));
+        assert!(
+            took >= Duration::from_millis(2000) && took < Duration::from_millis(3100),
+            "{took:?}"
+        );
+        let before = Instant::now();
+        pacer.turn("own").await;
+        assert_eq!(before.elapsed(), Duration::ZERO, "nobody else is held up by this one's loads");
     }
 
     #[tokio::test(start_paused = true)]
@@ -123,12 +139,14 @@ mod tests {
         let (pacer, busy) = pacer(false);
         let began = Instant::now();
         for _ in 0..9 {
-            pacer.turn().await;
+            pacer.turn("flood").await;
         }
         assert_eq!(began.elapsed(), Duration::ZERO);
         busy.store(true, Ordering::Relaxed);
-        pacer.turn().await;
-        let waits = pacer.turn();
+        for _ in 0..5 {
+            pacer.turn("flood").await;
+        }
+        let waits = pacer.turn("flood");
         let idle = async {
             sleep(Duration::from_millis(50)).await;
             busy.store(false, Ordering::Relaxed);

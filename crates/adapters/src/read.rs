@@ -1,6 +1,7 @@
 //! Reads an adapter's two files into memory, once, as they were at one moment, never more than such
 //! an adapter can need. What the bytes mean is for `lower`.
 
+use crate::buffers::Buffers;
 use crate::error::{AdapterError, Refusal, RetryHint};
 use crate::lower::lower_peft_bytes;
 use crate::polite::pause;
@@ -64,6 +65,8 @@ pub(crate) struct ReadFrom<'a> {
     pub(crate) base: &'a BaseModelSpec,
     /// Bounds the size.
     pub(crate) limits: LoadLimits,
+    /// For the tensors.
+    pub(crate) buffers: &'a Buffers,
 }
 
 /// What both files were: the configuration's stamp, then the tensors'.
@@ -107,7 +110,8 @@ pub fn load_peft_dir(
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, AdapterError> {
     let name = path.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
-    let from = ReadFrom { storage: &LocalFiles, name: &name, path, base, limits: *limits };
+    let buffers = &Buffers::default();
+    let from = ReadFrom { storage: &LocalFiles, name: &name, path, base, limits: *limits, buffers };
     let Some(files) = from.read(u64::MAX)? else {
         return Err(changing().of(&name));
     };
@@ -259,8 +263,11 @@ impl ReadFrom<'_> {
         let paths = [CONFIG_FILE, TENSORS_FILE].map(|file| self.path.join(file));
         let [mut config, mut tensors] = [self.open(&paths[0])?, self.open(&paths[1])?];
         let files = AdapterFiles {
-            config: read_exactly(&mut *config, &paths[0], stamps[0].len)?,
-            tensors: read_exactly(&mut *tensors, &paths[1], stamps[1].len)?,
+            config: read_exactly(&mut *config, &paths[0], stamps[0].len, Vec::new())?,
+            tensors: {
+                let buffer = self.buffers.take(stamps[1].len as usize);
+                read_exactly(&mut *tensors, &paths[1], stamps[1].len, buffer)?
+            },
             stamps,
         };
         let is_same = |file: &dyn StoredFile, stamp| file.stat().is_ok_and(|now| now == stamp);
@@ -322,8 +329,13 @@ fn check_stamp(file: &str, stamp: &FileStamp, max_bytes: u64) -> Result<(), Faul
 }
 
 /// The `len` bytes that the file had a moment ago, and not one more: a file can grow.
-fn read_exactly(file: &mut dyn StoredFile, path: &Path, len: u64) -> Result<Vec<u8>, Fault> {
-    let mut bytes = Vec::with_capacity(len as usize);
+fn read_exactly(
+    file: &mut dyn StoredFile,
+    path: &Path,
+    len: u64,
+    mut bytes: Vec<u8>,
+) -> Result<Vec<u8>, Fault> {
+    bytes.reserve_exact(len as usize);
     loop {
         let left = (len - bytes.len() as u64).min(PART as u64);
         let read = (&mut *file).take(left).read_to_end(&mut bytes);

@@ -40,9 +40,9 @@ impl AdapterRegistry {
         Ok(Self { shared: Arc::new(Shared::new(config, directory)) })
     }
 
-    /// Whom to ask whether requests run: then loads take only a small share of the processors. The
-    /// first one told counts.
-    pub fn set_is_busy(&self, is_busy: impl Fn() -> bool + Send + Sync + 'static) {
+    /// Whom to ask whether requests of others than a tenant run: then loads for that tenant take only
+    /// a small share of the processors. The first one told counts.
+    pub fn set_is_busy(&self, is_busy: impl Fn(&str) -> bool + Send + Sync + 'static) {
         self.shared.pacer.set_is_busy(Box::new(is_busy));
     }
 
@@ -70,7 +70,19 @@ impl AdapterRegistry {
     /// [`AdapterError::NotFound`] for an unknown or unloaded name, else why its load failed. After a
     /// failure of the source the answer comes from memory for a while, 100 ms at first, and says so.
     pub async fn resolve(&self, name: &str) -> Result<AdapterLease, AdapterError> {
-        let (generation, hold) = self.acquire(name, AfterFailure::Remember).await?;
+        self.resolve_for(name, &self.shared.no_tenant).await
+    }
+
+    /// [`Self::resolve`] for a request of a tenant: how fast it loads depends on who else is served.
+    ///
+    /// # Errors
+    /// Those of [`Self::resolve`].
+    pub async fn resolve_for(
+        &self,
+        name: &str,
+        tenant: &Arc<str>,
+    ) -> Result<AdapterLease, AdapterError> {
+        let (generation, hold) = self.acquire(name, tenant, AfterFailure::Remember).await?;
         self.shared.state.lock().hit(name, SystemTime::now());
         Ok(AdapterLease::new(generation, hold))
     }
@@ -81,7 +93,8 @@ impl AdapterRegistry {
     /// # Errors
     /// Those of [`Self::resolve`], none of them from memory.
     pub async fn pin(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
-        let (_generation, _hold) = self.acquire(name, AfterFailure::TryAgain).await?;
+        let (_generation, _hold) =
+            self.acquire(name, &self.shared.no_tenant, AfterFailure::TryAgain).await?;
         // Held, so it can be gone only because it was unloaded meanwhile.
         let pinned = self.shared.state.lock().set_pinned(name, true);
         pinned.ok_or_else(|| not_found(name))
@@ -120,8 +133,9 @@ impl AdapterRegistry {
                         return Err(AdapterError::AlreadyLoaded { name: name.to_owned() });
                     }
                     None => {
-                        let origin = Origin::Path(path.to_owned());
-                        break self.shared.register_load(&mut state, name, origin, true);
+                        let (origin, tenant) =
+                            (Origin::Path(path.to_owned()), &self.shared.no_tenant);
+                        break self.shared.register_load(&mut state, name, tenant, origin, true);
                     }
                 }
             };
@@ -209,6 +223,7 @@ impl AdapterRegistry {
     async fn acquire(
         &self,
         name: &str,
+        tenant: &Arc<str>,
         after_failure: AfterFailure,
     ) -> Result<(Arc<Generation>, Hold), AdapterError> {
         let mut failure_of_other = None;
@@ -231,7 +246,7 @@ impl AdapterRegistry {
                         return Err(error);
                     }
                     let (loading, ticket) =
-                        self.shared.register_load(&mut state, name, origin, false);
+                        self.shared.register_load(&mut state, name, tenant, origin, false);
                     (loading, Some(ticket))
                 }
             };

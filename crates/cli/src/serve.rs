@@ -134,7 +134,7 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     let engine_config = queueing_config(&args, engine_config(&args.engine, args.max_queue))?;
     let handle = weft_engine::start(executor, spec.vocab_size, engine_config);
     let engine = handle.clone();
-    registry.set_is_busy(move || engine.stats().running() > 0);
+    registry.set_is_busy(move |tenant| engine.others_run(tenant));
     for hash in adapters.iter().filter(|info| info.pinned).filter_map(|info| info.content_hash) {
         handle.set_pinned(hash, true);
     }

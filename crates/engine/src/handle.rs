@@ -159,6 +159,12 @@ impl EngineHandle {
         &self.inner.shared.stats
     }
 
+    /// Whether requests of others than this tenant are being served.
+    #[must_use]
+    pub fn others_run(&self, tenant: &str) -> bool {
+        self.inner.shared.others_run(tenant)
+    }
+
     /// Whether the loop thread is there. False after a shutdown, or after a bug ended it.
     #[must_use]
     pub fn is_alive(&self) -> bool {

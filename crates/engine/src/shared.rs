@@ -69,6 +69,11 @@ impl Shared {
         self.began.elapsed().as_millis() as u64
     }
 
+    /// Whether requests run, and some are unfinished of others than this tenant.
+    pub(crate) fn others_run(&self, tenant: &str) -> bool {
+        self.stats.running() > 0 && self.tenants.lock().keys().any(|other| **other != *tenant)
+    }
+
     /// Counts one more request, unless `max_waiting` are accepted and do not run yet, or nearly all
     /// of them are this tenant's: an eighth is kept for others.
     pub(crate) fn take_slot(

@@ -130,12 +130,16 @@ impl AppState {
         self.inner.config.served_model_names.iter().any(|name| name == model)
     }
 
-    /// The adapter that `model` names, pinned and loaded; `None` is the base.
-    pub(crate) async fn resolve(&self, model: &str) -> Result<Option<AdapterLease>, ApiError> {
+    /// The adapter that `model` names, pinned and loaded for a tenant; `None` is the base.
+    pub(crate) async fn resolve(
+        &self,
+        model: &str,
+        tenant: &Arc<str>,
+    ) -> Result<Option<AdapterLease>, ApiError> {
         if self.is_base(model) {
             return Ok(None);
         }
-        let lease = self.inner.adapters.resolve(model).await;
+        let lease = self.inner.adapters.resolve_for(model, tenant).await;
         lease.map(Some).map_err(|error| ApiError::from_resolve(&error, model))
     }
 }

@@ -28,7 +28,8 @@ pub use executor::{AdapterRef, ExecuteError, Executor, ExecutorLimits, SequenceS
 pub use id::{AdapterId, BlockId, ContentHash, SeqId, TokenId};
 pub use model::{BaseModelSpec, LinearShape};
 pub use packed::{
-    AdapterLayout, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, RowRun, RowTooLarge,
+    AdapterLayout, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, Packer, RowRun,
+    RowTooLarge,
 };
 pub use plan::{AdapterLoad, PlannedSequence, SequenceOutput, StepOutput, StepPlan};
 pub use request::{GenerateRequest, Queueing, SamplingParams, StopConditions};

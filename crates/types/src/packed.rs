@@ -5,7 +5,9 @@
 //! none crosses a page: kernels get one pointer per run of rows. No rank is padded; what is lost is
 //! less than a row a page.
 
-use crate::adapter::{AdapterTensor, Dtype, LoweredAdapter, Module, Site};
+use crate::adapter::{
+    AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, LoweredAdapter, Module, Site,
+};
 use crate::id::ContentHash;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -128,50 +130,73 @@ impl PackedAdapter {
     /// # Errors
     /// When a row is larger than a chunk.
     pub fn pack(adapter: &LoweredAdapter, chunk_bytes: usize) -> Result<Self, RowTooLarge> {
-        Self::pack_with(adapter, chunk_bytes, || ())
+        let mut packer = Packer::new(chunk_bytes);
+        for update in &adapter.low_rank {
+            packer.push(update)?;
+        }
+        packer.finish(adapter.content_hash, adapter.embedding.as_ref())
+    }
+}
+
+/// Packs an adapter update by update, so that it need not be in memory twice.
+#[derive(Debug)]
+pub struct Packer {
+    pages: Pages,
+    low_rank: Vec<PackedUpdate>,
+}
+
+impl Packer {
+    /// For chunks of `chunk_bytes`.
+    #[must_use]
+    pub fn new(chunk_bytes: usize) -> Self {
+        Self { pages: Pages { chunk_bytes, pages: Vec::new() }, low_rank: Vec::new() }
     }
 
-    /// The same; calls `pause` between updates.
+    /// Adds an update; its site comes after those of all before it.
     ///
     /// # Errors
-    /// As [`Self::pack`].
-    pub fn pack_with(
-        adapter: &LoweredAdapter,
-        chunk_bytes: usize,
-        pause: impl Fn(),
-    ) -> Result<Self, RowTooLarge> {
-        let mut pages = Pages { chunk_bytes, pages: Vec::new() };
-        let mut low_rank = Vec::with_capacity(adapter.low_rank.len());
-        for update in &adapter.low_rank {
-            pause();
-            let row_scale = |tensor: &AdapterTensor, j: usize| {
-                tensor.row_scales.as_ref().map_or(1.0, |scales| scales[j])
-            };
-            let scale = |j| update.scale * row_scale(&update.a, j) * row_scale(&update.b, j);
-            low_rank.push(PackedUpdate {
-                site: update.site,
-                scales: (0..update.rank()).map(scale).collect(),
-                a: pages.push(&update.a)?,
-                b: pages.push(&update.b)?,
-            });
-        }
-        let embedding = match &adapter.embedding {
+    /// When a row is larger than a chunk.
+    pub fn push(&mut self, update: &LowRankUpdate) -> Result<(), RowTooLarge> {
+        let row_scale = |tensor: &AdapterTensor, j: usize| {
+            tensor.row_scales.as_ref().map_or(1.0, |scales| scales[j])
+        };
+        let scale = |j| update.scale * row_scale(&update.a, j) * row_scale(&update.b, j);
+        self.low_rank.push(PackedUpdate {
+            site: update.site,
+            scales: (0..update.rank()).map(scale).collect(),
+            a: self.pages.push(&update.a)?,
+            b: self.pages.push(&update.b)?,
+        });
+        Ok(())
+    }
+
+    /// Adds the update of the embedding, if any, and names the whole.
+    ///
+    /// # Errors
+    /// When a row is larger than a chunk.
+    pub fn finish(
+        mut self,
+        content_hash: ContentHash,
+        embedding: Option<&EmbeddingUpdate>,
+    ) -> Result<PackedAdapter, RowTooLarge> {
+        let embedding = match embedding {
             Some(update) => Some(PackedEmbedding {
                 scale: update.scale,
-                a: pages.push(&update.a)?,
-                b: pages.push(&update.b)?,
+                a: self.pages.push(&update.a)?,
+                b: self.pages.push(&update.b)?,
             }),
             None => None,
         };
-        let pages: Box<[Box<[u8]>]> = pages.pages.into_iter().map(Vec::into_boxed_slice).collect();
+        let pages = self.pages.pages.into_iter().map(Vec::into_boxed_slice);
+        let pages: Box<[Box<[u8]>]> = pages.collect();
         let layout = AdapterLayout {
-            content_hash: adapter.content_hash,
-            low_rank,
+            content_hash,
+            low_rank: self.low_rank,
             embedding,
             num_chunks: pages.len(),
             num_bytes: pages.iter().map(|page| page.len()).sum(),
         };
-        Ok(Self { layout: Arc::new(layout), pages })
+        Ok(PackedAdapter { layout: Arc::new(layout), pages })
     }
 }
 
@@ -199,6 +224,7 @@ impl AdapterLayout {
     }
 }
 
+#[derive(Debug)]
 struct Pages {
     chunk_bytes: usize,
     pages: Vec<Vec<u8>>,
@@ -239,7 +265,6 @@ impl Pages {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapter::LowRankUpdate;
 
     fn tensor(rows: usize, cols: usize, first: u8) -> AdapterTensor {
         let data = (0..rows * cols * 2).map(|i| first.wrapping_add(i as u8)).collect();

@@ -30,7 +30,7 @@ pub(crate) async fn create(
         ChatRequest::read(&mut fields, state.tokenizer().vocab_size())?;
     params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
-    let lease = state.resolve(&model).await?;
+    let lease = state.resolve(&model, &params.queueing.tenant).await?;
 
     let text = PromptInput::Text(chat.render(&state).await?);
     // The template writes the special tokens itself.

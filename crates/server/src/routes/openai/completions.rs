@@ -30,7 +30,7 @@ pub(crate) async fn create(
     let mut request = CompletionRequest::read(&mut fields, state.tokenizer().vocab_size())?;
     request.params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
-    let lease = state.resolve(&request.model).await?;
+    let lease = state.resolve(&request.model, &request.params.queueing.tenant).await?;
 
     let (inputs, prompts) = prepare(&state, &mut request).await?;
     let sequences = submit(&state, lease.as_ref(), inputs, "prompt")?;
