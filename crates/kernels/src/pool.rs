@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-/// Spins before the first yield: about a microsecond.
-const SPINS_BEFORE_YIELD: u32 = 64;
+/// Spins before the first yield: some tens of microseconds, longer than threads wait for each other
+/// between the parts of a step. Whoever yields may get the processor back only after as long.
+const SPINS_BEFORE_YIELD: u32 = 1000;
 /// Yields before a worker parks: some tens of microseconds.
 const YIELDS_BEFORE_PARK: u32 = 100;
 
