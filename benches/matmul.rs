@@ -13,7 +13,7 @@ use weft_kernels::{Isa, PackedLinear, ThreadPool};
 
 const NUM_OUTPUTS: usize = 1536;
 const NUM_INPUTS: usize = 576;
-const ROWS: [usize; 6] = [1, 4, 8, 16, 64, 128];
+const ROWS: [usize; 8] = [1, 4, 5, 6, 8, 16, 64, 128];
 
 fn main() {
     let formats = [

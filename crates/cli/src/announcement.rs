@@ -81,7 +81,7 @@ impl fmt::Display for Announcement {
         )?;
         writeln!(
             f,
-            "  KV cache  {}: {} tokens  ({})",
+            "  memory    {} for KV cache and adapters: at most {} tokens  ({})",
             ByteSize(facts.kv_bytes),
             facts.kv_tokens,
             facts.device
@@ -137,7 +137,7 @@ mod tests {
         for part in [
             "http://127.0.0.1:8000 after 1.2 s",
             "tiny  (llama, 1.0 MiB, context 2048)",
-            "1.0 GiB: 4096 tokens",
+            "1.0 GiB for KV cache and adapters: at most 4096 tokens",
             "a0  rank   8, 1.0 KiB",
             "a1  loaded when first asked for",
             r#""model": "a0""#,

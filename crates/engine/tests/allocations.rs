@@ -1,11 +1,8 @@
 //! A step of a steady decode allocates nothing on the loop thread: not in the engine, the scheduler
 //! or the channels to the clients.
 //!
-//! Two things are not steady. A channel of tokio allocates a block for each 32 events that nobody
-//! has read, and uses blocks again that were: here all clients read each token before the next, as
-//! those do that keep up. And what the scheduler keeps for each sequence (tokens, KV blocks, hashes)
-//! grows with its length, by doubling: this shows as a few steps with allocations, ever farther
-//! apart, and the hundred steps counted here lie between two of them.
+//! A channel of tokio allocates a block for each 32 events that nobody has read, and uses blocks again
+//! that were: here all clients read each token before the next, as those do that keep up.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -141,10 +138,7 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
         assert!(step < 20 || num_read == 16, "{num_read} tokens in step {step}");
     }
     assert!(counts[..40].iter().any(|&count| count > 0), "the beginning allocates");
-    assert_eq!(counts[300..400].iter().sum::<u64>(), 0, "{counts:?}");
-    // Doublings, and nothing that comes with each step, block or event.
-    let num_growing = counts[100..].iter().filter(|&&count| count > 0).count();
-    assert!(num_growing < 40, "{num_growing} of 400 steps allocate: {counts:?}");
+    assert_eq!(counts[100..].iter().sum::<u64>(), 0, "{counts:?}");
     turns.num_allowed.store(u64::MAX, Ordering::Release);
     drop(streams);
     engine.shutdown(true);

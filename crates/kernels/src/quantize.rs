@@ -16,7 +16,7 @@ const LIMIT: f32 = 2039.0;
 /// Rows that AMX multiplies at once.
 pub(crate) const ROWS_PER_BLOCK: usize = 16;
 /// With fewer rows than this AVX-512 is as fast as AMX, and nothing is prepared for it.
-pub(crate) const MIN_AMX_ROWS: usize = 10;
+pub(crate) const MIN_AMX_ROWS: usize = 5;
 
 /// Of a group of sixteen rows: their scales, then their totals.
 pub(crate) const BLOCK_SCALES: usize = 2 * ROWS_PER_BLOCK;

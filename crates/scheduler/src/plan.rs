@@ -301,6 +301,7 @@ impl Scheduler {
         if seq.num_cached.is_none() {
             self.count_first_run(&seq, matched.num_blocks * block_size);
         }
+        seq.reserve_lists(self.limits.max_model_len, block_size);
         seq.take_prefix(matched.num_blocks, &mut self.memory, &self.hasher, block_size);
         self.count_ranks(seq.adapter, budget);
         let num_tokens = budget.chunk(seq.num_uncomputed());

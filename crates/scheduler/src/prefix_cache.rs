@@ -44,6 +44,11 @@ impl PrefixChain {
         Self { root, hashes: Vec::new() }
     }
 
+    /// Makes room for the hashes of so many blocks.
+    pub(crate) fn reserve(&mut self, num_blocks: usize) {
+        self.hashes.reserve_exact(num_blocks.saturating_sub(self.hashes.len()));
+    }
+
     /// The hash of full block `index` of a sequence with these `tokens`.
     pub(crate) fn hash_of(
         &mut self,

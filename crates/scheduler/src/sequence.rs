@@ -121,6 +121,16 @@ impl Sequence {
         self.tokens.len() - self.num_prompt_tokens
     }
 
+    /// Makes room in all lists for as long as the sequence can become: its steps allocate nothing.
+    pub(crate) fn reserve_lists(&mut self, max_model_len: usize, block_size: usize) {
+        let longest = self.num_prompt_tokens.saturating_add(self.stop.max_tokens as usize);
+        let longest = longest.min(max_model_len).max(self.tokens.len());
+        self.tokens.reserve_exact(longest - self.tokens.len());
+        let num_blocks = longest.div_ceil(block_size);
+        self.blocks.reserve_exact(num_blocks.saturating_sub(self.blocks.len()));
+        self.chain.reserve(num_blocks);
+    }
+
     /// How much of this sequence could be taken from the cache. Never the last known token: its
     /// logits are needed. Without `uses_cache`, only what was computed once already.
     pub(crate) fn match_prefix(

@@ -1,5 +1,5 @@
 //! Tiles of integer weights with AMX: sixteen rows by sixteen outputs by thirty-two inputs in one
-//! instruction, from ten rows up.
+//! instruction; or eight rows, where there are no more.
 //!
 //! AMX multiplies 8-bit integers. A 12-bit code is `16 * high + low`, and the sums of products are
 //! exact, so they are the sums that AVX-512 computes, and the floating-point operations after them
@@ -35,7 +35,11 @@ const ROWS: usize = quantize::ROWS_PER_BLOCK;
 /// Groups of which the products are made before those of the first are scaled, so that tiles and
 /// vectors work at once: a multiplication takes fifty cycles, and then its sums go through memory.
 const AHEAD: usize = 2;
-const MIN_ROWS: usize = quantize::MIN_AMX_ROWS;
+/// Fewer rows than this are faster without AMX.
+fn min_rows(format: Format) -> usize {
+    // Groups of sixteen fill half a tile.
+    if format.group() == 16 { 10 } else { quantize::MIN_AMX_ROWS }
+}
 
 /// Order in which the codes of eight inputs lie in a line: those of the first four bytes of each
 /// output, then those of the second four.
@@ -114,11 +118,10 @@ impl TileRegisters {
         num_rows: usize,
         store: impl Fn(usize, &[f32; TILE]),
     ) -> usize {
-        if !format.is_integer() || num_rows < MIN_ROWS {
+        if !format.is_integer() || num_rows < min_rows(format) {
             return 0;
         }
         let lines_per_group = lines_per_group(format);
-        self.configure(4 * lines_per_group);
         assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
         let num_scales = num_rows.div_ceil(ROWS) * x.num_inputs / GROUP;
         assert!(
@@ -131,10 +134,20 @@ impl TileRegisters {
             // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
             unsafe { unpack_into(format, blocks, unpacked) };
             let mut first = 0;
-            while num_rows - first >= MIN_ROWS {
-                // SAFETY: this thread's registers are configured for the format; by the
-                // assertions there are sixteen rows from `first`.
-                unsafe { block(format, blocks, next, unpacked, x, first, products, sums) };
+            while num_rows - first >= min_rows(format) {
+                let is_half = num_rows - first <= ROWS / 2;
+                self.configure(if is_half { ROWS / 2 } else { ROWS }, 4 * lines_per_group);
+                // SAFETY: this thread's registers are configured for the format and the rows; by
+                // the assertions there are sixteen rows from `first`.
+                unsafe {
+                    if is_half {
+                        block::<{ ROWS / 2 }>(
+                            format, blocks, next, unpacked, x, first, products, sums,
+                        );
+                    } else {
+                        block::<ROWS>(format, blocks, next, unpacked, x, first, products, sums);
+                    }
+                }
                 next = &[];
                 let end = num_rows.min(first + ROWS);
                 for (row, sums) in (first..end).zip(&*sums) {
@@ -208,7 +221,7 @@ fn code_bytes(format: Format) -> usize {
 /// The machine has AVX-512 F; [`TileRegisters`] are configured; `unpacked` and `blocks` hold the
 /// tile; `x` has room for sixteen rows from `first`.
 #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-unsafe fn block(
+unsafe fn block<const NUM_ROWS: usize>(
     format: Format,
     blocks: &[u8],
     next: &[u8],
@@ -223,36 +236,39 @@ unsafe fn block(
     unsafe {
         match format {
             Format::W4 => {
-                block_of::<GROUP, true, true>(
+                block_of::<GROUP, true, true, NUM_ROWS>(
                     blocks, next, bytes, unpacked, x, first, products, sums,
                 );
             }
             Format::W8 { group: 16, .. } => {
-                block_of::<16, false, false>(
+                block_of::<16, false, false, NUM_ROWS>(
                     blocks, next, bytes, unpacked, x, first, products, sums,
                 );
             }
             Format::W8 { has_min: false, .. } => {
-                block_of::<GROUP, false, false>(
+                block_of::<GROUP, false, false, NUM_ROWS>(
                     blocks, next, bytes, unpacked, x, first, products, sums,
                 );
             }
-            _ => block_of::<GROUP, true, false>(
+            _ => block_of::<GROUP, true, false, NUM_ROWS>(
                 blocks, next, bytes, unpacked, x, first, products, sums,
             ),
         }
     }
 }
 
-/// Runs a block of code once for each row, as a constant: so that all sums stay in registers.
+/// Runs a block of code once for each of so many rows, as a constant: so that all sums stay in
+/// registers.
 macro_rules! for_each_row {
-    ($row:ident, $body:block) => {
-        for_each_row!($row, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    ($row:ident, $num_rows:ident, $body:block) => {
+        for_each_row!($row, $num_rows, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
-    ($row:ident, $body:block, $($index:literal)*) => {
+    ($row:ident, $num_rows:ident, $body:block, $($index:literal)*) => {
         $({
             const $row: usize = $index;
-            $body
+            if $row < $num_rows {
+                $body
+            }
         })*
     };
 }
@@ -261,7 +277,12 @@ macro_rules! for_each_row {
 /// As [`block`].
 #[target_feature(enable = "avx512f")]
 #[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
+unsafe fn block_of<
+    const WIDTH: usize,
+    const HAS_MIN: bool,
+    const IS_W4: bool,
+    const NUM_ROWS: usize,
+>(
     blocks: &[u8],
     next: &[u8],
     group_bytes: usize,
@@ -301,7 +322,7 @@ unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
             let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
             let scales = start + group * WIDTH / GROUP;
             let scales = x.block_scales.as_ptr().add(scales * BLOCK_SCALES);
-            for_each_row!(ROW, {
+            for_each_row!(ROW, NUM_ROWS, {
                 let mut dot = _mm512_load_si512(products.add(ROW));
                 if !IS_W4 {
                     let low = _mm512_load_si512(products.add(ROWS + ROW));
@@ -316,7 +337,7 @@ unsafe fn block_of<const WIDTH: usize, const HAS_MIN: bool, const IS_W4: bool>(
             });
         }
     }
-    for (acc, sums) in acc.iter().zip(sums) {
+    for (acc, sums) in acc.iter().zip(sums).take(NUM_ROWS) {
         // SAFETY: a tile's sums are sixteen floats.
         unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *acc) };
     }

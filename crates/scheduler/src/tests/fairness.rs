@@ -141,6 +141,44 @@ fn a_tenant_that_floods_does_not_hold_up_another() {
 }
 
 #[test]
+fn a_tenant_that_is_behind_takes_its_share_of_the_places_at_once() {
+    let mut world = World::with_config(SchedulerConfig::new(LIMITS));
+    for _ in 0..8 {
+        world.add(of_tenant("flood", 4, 16, None)).unwrap();
+    }
+    for _ in 0..4 {
+        world.step(Outcome::Computed);
+    }
+    let num_running = |world: &World, name: &str| {
+        let of_tenant = |id: &SeqId| &*world.live[id].new.tenant == name;
+        world.scheduler.running().filter(of_tenant).count()
+    };
+    assert_eq!(num_running(&world, "flood"), 4);
+    for expected in [1, 2, 2] {
+        world.add(of_tenant("small", 4, 16, None)).unwrap();
+        world.step(Outcome::Computed);
+        assert_eq!(num_running(&world, "small"), expected);
+        assert_eq!(num_running(&world, "flood"), 4 - expected);
+    }
+    assert_eq!(world.scheduler.counters().num_preemptions, 2);
+    world.run_to_the_end();
+}
+
+#[test]
+fn a_tenant_that_is_behind_is_computed_before_prompts_that_have_begun() {
+    let mut world = World::with_config(SchedulerConfig::new(LIMITS));
+    world.add(of_tenant("flood", 4, 16, None)).unwrap();
+    world.step(Outcome::Computed);
+    world.add(of_tenant("flood", 36, 4, None)).unwrap();
+    world.step(Outcome::Computed);
+    world.add(of_tenant("small", 8, 2, None)).unwrap();
+    world.step(Outcome::Computed);
+    let lens: Vec<usize> = world.plan.sequences.iter().map(|chunk| chunk.tokens.len()).collect();
+    assert_eq!(lens, [1, 3, 8], "a decode, the rest for the long prompt, all of the small one");
+    world.run_to_the_end();
+}
+
+#[test]
 fn a_tenant_of_twice_the_weight_gets_twice_as_much() {
     let tenant_weights = vec![(Arc::from("heavy"), 2.0)];
     let mut world =

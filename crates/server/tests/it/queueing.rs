@@ -84,3 +84,49 @@ async fn a_tenant_over_its_share_is_refused_while_another_gets_in() {
     assert_eq!(server.complete(short).await["choices"][0]["text"], "ab");
     assert_eq!(server.engine.stats().damages(), 0);
 }
+
+#[tokio::test]
+async fn lower_priority_numbers_go_first() {
+    let server = one_at_a_time(64).await;
+    let running = begin(&server, slow("")).await;
+    while server.engine.stats().running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let of_priority = |priority: i32| {
+        with_model(json!({ "prompt": "ab", "max_tokens": 2, "priority": priority }))
+    };
+    let mut waiting = Vec::new();
+    for priority in [5, 0, -1] {
+        waiting.push(begin(&server, of_priority(priority)).await);
+    }
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let watch = waiting.into_iter().zip([5, 0, -1]).map(|(task, priority)| {
+        let ended = Arc::clone(&ended);
+        async move {
+            assert_eq!(task.await.unwrap().status, 200);
+            ended.lock().unwrap().push(priority);
+        }
+    });
+    futures::future::join_all(watch).await;
+    assert_eq!(*ended.lock().unwrap(), [-1, 0, 5]);
+    assert_eq!(running.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_longer_than_it_may_is_told_so() {
+    let server = one_at_a_time(64).await;
+    let running = begin(&server, slow("")).await;
+    while server.engine.stats().running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let body = json!({ "prompt": "ab", "queue_timeout": 0.05, "stream": true });
+    // Its headers are gone by then, so that proxies see that it lives.
+    let answer = server.post(ROUTE, &with_model(body)).await;
+    assert_eq!(answer.status, 200);
+    for part in ["waited longer than it may", "rate_limit_exceeded", "data: [DONE]"] {
+        assert!(answer.text.contains(part), "{}", answer.text);
+    }
+    assert_eq!(running.await.unwrap().status, 200);
+    server.idle().await;
+    assert_eq!(server.engine.stats().damages(), 0);
+}

@@ -3,7 +3,7 @@
 //! ```text
 //! 0, 1  sums: of even groups; of high and of low halves, if not at once
 //! 2, 3  sums of odd groups: one group's are stored while the next ones are made
-//! 4, 5  codes of sixteen rows
+//! 4, 5  codes of sixteen rows, or of eight
 //! 6     weights
 //! ```
 
@@ -42,23 +42,23 @@ fn is_permitted() -> bool {
 
 /// This thread's tile registers; released when dropped.
 pub(in super::super) struct TileRegisters {
-    /// Codes of a row that they are configured for; 0 before the first use.
-    width: Cell<usize>,
+    /// Rows, and codes of a row, that they are configured for; 0 before the first use.
+    shape: Cell<(usize, usize)>,
     not_send: PhantomData<*const ()>,
 }
 
-/// The operand of `ldtilecfg` for `width` codes a row: bytes of a row from 16 on, two each;
+/// The operand of `ldtilecfg` for so many rows of `width` codes: bytes of a row from 16 on, two each;
 /// rows from 48 on.
-const fn configuration(width: usize) -> CacheLine {
+const fn configuration(rows: usize, width: usize) -> CacheLine {
     let mut bytes = [0; 64];
     bytes[0] = 1;
     let mut register = 0;
     while register < 8 {
         let (row_bytes, num_rows) = match register {
-            // Sums: sixteen rows of sixteen outputs.
-            0..4 => (64, ROWS),
-            // Codes: sixteen rows of bytes.
-            4 | 5 => (width, ROWS),
+            // Sums: rows of sixteen outputs.
+            0..4 => (64, rows),
+            // Codes: rows of bytes.
+            4 | 5 => (width, rows),
             // Weights: four inputs a row.
             _ => (64, width / 4),
         };
@@ -69,18 +69,24 @@ const fn configuration(width: usize) -> CacheLine {
     CacheLine(bytes)
 }
 
-static CONFIGURATIONS: [CacheLine; 3] = [configuration(16), configuration(32), configuration(64)];
+const fn configurations(rows: usize) -> [CacheLine; 3] {
+    [configuration(rows, 16), configuration(rows, 32), configuration(rows, 64)]
+}
+
+/// For half a block of rows, and for a whole one.
+static CONFIGURATIONS: [[CacheLine; 3]; 2] = [configurations(ROWS / 2), configurations(ROWS)];
 
 impl TileRegisters {
     /// Only where [`is_available`]: `Isa::Amx` says so.
     pub(in super::super) fn of_this_thread() -> Self {
         assert!(is_available());
-        Self { width: Cell::new(0), not_send: PhantomData }
+        Self { shape: Cell::new((0, 0)), not_send: PhantomData }
     }
 
-    pub(super) fn configure(&self, width: usize) {
-        if self.width.replace(width) != width {
-            let configuration = &CONFIGURATIONS[width / 32];
+    /// For half a block of rows or a whole one, of 16, 32 or 64 codes.
+    pub(super) fn configure(&self, rows: usize, width: usize) {
+        if self.shape.replace((rows, width)) != (rows, width) {
+            let configuration = &CONFIGURATIONS[rows / ROWS][width / 32];
             // SAFETY: the instruction is there and permitted; it reads the 64 bytes.
             unsafe { asm!("ldtilecfg [{}]", in(reg) configuration, options(nostack)) };
         }
@@ -89,7 +95,7 @@ impl TileRegisters {
 
 impl Drop for TileRegisters {
     fn drop(&mut self) {
-        if self.width.get() == 0 {
+        if self.shape.get() == (0, 0) {
             return;
         }
         // SAFETY: gives up registers that nothing else in this program uses.
@@ -136,12 +142,12 @@ macro_rules! multiply_halves {
     };
 }
 
-/// Products of sixteen rows' codes with one group of a weight tile, into the registers of even or
+/// Products of the configured rows' codes with one group of a weight tile, into the registers of even or
 /// odd groups: of whole codes with 4-bit weights, else of high and low halves.
 ///
 /// # Safety
 /// This thread's [`TileRegisters`] are configured; `weights` has a line for every four codes of a
-/// row, and `planes` sixteen lines, each from the group's first code on.
+/// row, and `planes` a line for every row, each from the group's first code on.
 #[inline(always)]
 pub(super) unsafe fn multiply<const IS_W4: bool>(
     is_even: bool,
