@@ -52,6 +52,7 @@ impl Engine {
         inbox: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Self {
+        let plan = StepPlan::for_limits(&shared.limits);
         Self {
             executor,
             scheduler: Scheduler::new(scheduling),
@@ -63,7 +64,7 @@ impl Engine {
             loaded: Vec::new(),
             adapters_changed: false,
             shown_roster: 0,
-            plan: StepPlan::default(),
+            plan,
             output: StepOutput::default(),
             events: Vec::new(),
             closed: Vec::new(),

@@ -41,7 +41,7 @@ impl BlockPool {
             blocks: vec![Block::default(); num_blocks],
             free: (0..num_blocks as u32).rev().map(BlockId).collect(),
             idle: LruList::new(num_blocks),
-            cached: FxHashMap::default(),
+            cached: FxHashMap::with_capacity_and_hasher(num_blocks, Default::default()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Flat arrays that are cleared and refilled, so that a steady decode allocates nothing.
 
 use crate::event::TokenLogprobs;
-use crate::executor::ExecuteError;
+use crate::executor::{ExecuteError, ExecutorLimits};
 use crate::id::{AdapterId, BlockId, SeqId, TokenId};
 use std::ops::Range;
 
@@ -48,6 +48,17 @@ pub struct StepPlan {
 }
 
 impl StepPlan {
+    /// An empty plan with memory for any step within `limits` whose sequences share no blocks.
+    #[must_use]
+    pub fn for_limits(limits: &ExecutorLimits) -> Self {
+        Self {
+            sequences: Vec::with_capacity(limits.max_num_seqs.min(limits.num_blocks)),
+            tokens: Vec::with_capacity(limits.max_num_batched_tokens),
+            block_tables: Vec::with_capacity(limits.num_blocks),
+            ..Self::default()
+        }
+    }
+
     /// Empties the plan and keeps its memory.
     pub fn clear(&mut self) {
         self.evictions.clear();

@@ -95,19 +95,20 @@ async fn lower_priority_numbers_go_first() {
     let of_priority = |priority: i32| {
         with_model(json!({ "prompt": "ab", "max_tokens": 2, "priority": priority }))
     };
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
     let mut waiting = Vec::new();
     for priority in [5, 0, -1] {
-        waiting.push(begin(&server, of_priority(priority)).await);
-    }
-    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let watch = waiting.into_iter().zip([5, 0, -1]).map(|(task, priority)| {
+        let task = begin(&server, of_priority(priority)).await;
         let ended = Arc::clone(&ended);
-        async move {
+        // A task of its own, so that it is woken when its answer comes.
+        waiting.push(tokio::spawn(async move {
             assert_eq!(task.await.unwrap().status, 200);
             ended.lock().unwrap().push(priority);
-        }
-    });
-    futures::future::join_all(watch).await;
+        }));
+    }
+    for task in waiting {
+        task.await.unwrap();
+    }
     assert_eq!(*ended.lock().unwrap(), [-1, 0, 5]);
     assert_eq!(running.await.unwrap().status, 200);
 }
