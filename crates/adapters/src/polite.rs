@@ -1,13 +1,13 @@
-//! Work that gives way to everything else: on a thread of the lowest priority, so that reading and
+//! Work that gives way to everything else: on a thread of low priority, so that reading and
 //! converting an adapter takes the processor's idle moments and not those of running requests.
 
 use std::panic::resume_unwind;
 use std::thread::Builder;
 use std::time::Duration;
 
-/// The lowest priority that the system knows.
+/// A tenth of a processor that others want all of: a load ends, and they hardly notice.
 #[cfg(target_os = "linux")]
-const NICENESS: i32 = 19;
+const NICENESS: i32 = 10;
 
 /// Runs `work` and waits for it. Where no thread can be had, or none of low priority, it runs all
 /// the same.
