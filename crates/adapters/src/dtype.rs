@@ -37,12 +37,12 @@ pub(crate) fn convert(
     for tensor in [a, b] {
         let target = match dtype {
             AdapterDtype::Auto if !has_large_f32_row(tensor, chunk_bytes) => continue,
+            AdapterDtype::I8 if is_embedding => continue,
             AdapterDtype::Auto | AdapterDtype::F16 => Dtype::F16,
             AdapterDtype::Bf16 => Dtype::Bf16,
             AdapterDtype::I8 => Dtype::I8,
         };
         match target {
-            Dtype::I8 if is_embedding => {}
             Dtype::I8 => quantize(tensor),
             _ => round(tensor, target).map_err(|value| too_large(value, &place, target))?,
         }

@@ -263,7 +263,12 @@ impl ReadFrom<'_> {
         let paths = [CONFIG_FILE, TENSORS_FILE].map(|file| self.path.join(file));
         let [mut config, mut tensors] = [self.open(&paths[0])?, self.open(&paths[1])?];
         let files = AdapterFiles {
-            config: read_exactly(&mut *config, &paths[0], stamps[0].len, Vec::new())?,
+            config: read_exactly(
+                &mut *config,
+                &paths[0],
+                stamps[0].len,
+                Vec::with_capacity(stamps[0].len as usize),
+            )?,
             tensors: {
                 let buffer = self.buffers.take(stamps[1].len as usize);
                 read_exactly(&mut *tensors, &paths[1], stamps[1].len, buffer)?
@@ -328,14 +333,14 @@ fn check_stamp(file: &str, stamp: &FileStamp, max_bytes: u64) -> Result<(), Faul
     Ok(())
 }
 
-/// The `len` bytes that the file had a moment ago, and not one more: a file can grow.
+/// The `len` bytes that the file had a moment ago, and not one more: a file can grow. `bytes` is empty
+/// and has room for them.
 fn read_exactly(
     file: &mut dyn StoredFile,
     path: &Path,
     len: u64,
     mut bytes: Vec<u8>,
 ) -> Result<Vec<u8>, Fault> {
-    bytes.reserve_exact(len as usize);
     loop {
         let left = (len - bytes.len() as u64).min(PART as u64);
         let read = (&mut *file).take(left).read_to_end(&mut bytes);

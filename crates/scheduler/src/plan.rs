@@ -39,6 +39,14 @@ impl Budget {
         }
     }
 
+    /// Undoes [`Self::take`].
+    fn give_back(&mut self, num_tokens: usize) {
+        self.tokens += num_tokens;
+        if num_tokens > 1 {
+            self.prefill += num_tokens;
+        }
+    }
+
     fn has_prefill(&self) -> bool {
         self.tokens.min(self.prefill) > 0
     }
@@ -119,8 +127,7 @@ impl Scheduler {
             has_room = false;
             let is_latest = index + 1 == self.running.len();
             if !is_latest {
-                let latest = self.running.len() - 1;
-                self.preempt(latest, budget);
+                budget.give_back(self.preempt_at(self.running.len() - 1));
             } else if index > 0 || !self.pins_yield(None) {
                 // It keeps its blocks and waits: an older one takes them if it must.
                 num_tokens = self.num_tokens_in_reach(index).min(num_tokens);
@@ -129,14 +136,6 @@ impl Scheduler {
         self.running[index].num_planned = num_tokens;
         budget.take(num_tokens);
         has_room
-    }
-
-    fn preempt(&mut self, index: usize, budget: &mut Budget) {
-        let num_planned = self.preempt_at(index);
-        budget.tokens += num_planned;
-        if num_planned > 1 {
-            budget.prefill += num_planned;
-        }
     }
 
     /// Admits the next in line, ahead of prefills that have begun, while it is of a tenant that is
@@ -168,7 +167,7 @@ impl Scheduler {
             let Verdict::Admit(matched) = self.judge(adapter, true, true, plan) else { return };
             self.admit(matched, budget);
             if let Some(index) = yielding {
-                self.preempt(index, budget);
+                budget.give_back(self.preempt_at(index));
             }
         }
     }

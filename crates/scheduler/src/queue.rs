@@ -244,15 +244,17 @@ impl WaitingQueue {
     /// than another with one less.
     pub(crate) fn has_smaller_share(&self, id: TenantId, other: TenantId) -> bool {
         let share = |id: TenantId, more: f64| {
-            let tenant = self.tenants.get(id.0 as usize).and_then(Option::as_ref);
-            tenant.map_or(0.0, |tenant| (tenant.num_running as f64 + more) / tenant.weight)
+            self.tenant(id).map_or(0.0, |tenant| (tenant.num_running as f64 + more) / tenant.weight)
         };
         id != other && share(id, 1.0) <= share(other, -1.0)
     }
 
     fn counter(&self, id: TenantId) -> u64 {
-        let tenant = self.tenants.get(id.0 as usize).and_then(Option::as_ref);
-        tenant.map_or(0, |tenant| tenant.counter)
+        self.tenant(id).map_or(0, |tenant| tenant.counter)
+    }
+
+    fn tenant(&self, id: TenantId) -> Option<&Tenant> {
+        self.tenants.get(id.0 as usize)?.as_ref()
     }
 
     /// The smallest counter of a tenant that waits: the first of each priority is its smallest.

@@ -29,6 +29,15 @@ async fn begin(server: &Arc<Server>, body: Value) -> tokio::task::JoinHandle<Ans
     task
 }
 
+/// A slow request of a user, which runs.
+async fn occupy(server: &Arc<Server>, user: &str) -> tokio::task::JoinHandle<Answer> {
+    let task = begin(server, slow(user)).await;
+    while server.engine.stats().running() == 0 {
+        tokio::task::yield_now().await;
+    }
+    task
+}
+
 fn assert_too_many(answer: &Answer, sentence: &str) {
     assert_eq!(answer.status, 429, "{}", answer.text);
     assert_eq!(answer.json()["error"]["type"], "RateLimitError");
@@ -41,10 +50,7 @@ fn assert_too_many(answer: &Answer, sentence: &str) {
 #[tokio::test]
 async fn a_request_that_waits_longer_than_it_may_is_told_to_come_back() {
     let server = one_at_a_time(64).await;
-    let running = begin(&server, slow("")).await;
-    while server.engine.stats().running() == 0 {
-        tokio::task::yield_now().await;
-    }
+    let running = occupy(&server, "").await;
     for model in ["base", "loud"] {
         let impatient = json!({ "model": model, "prompt": "ab", "queue_timeout": 0.05 });
         assert_too_many(&server.post(ROUTE, &impatient).await, "waited longer than it may");
@@ -62,10 +68,7 @@ async fn a_request_that_waits_longer_than_it_may_is_told_to_come_back() {
 #[tokio::test]
 async fn a_tenant_over_its_share_is_refused_while_another_gets_in() {
     let server = one_at_a_time(8).await;
-    let mut greedy = vec![begin(&server, slow("greedy")).await];
-    while server.engine.stats().running() == 0 {
-        tokio::task::yield_now().await;
-    }
+    let mut greedy = vec![occupy(&server, "greedy").await];
     for _ in 1..8 {
         greedy.push(begin(&server, slow("greedy")).await);
     }
@@ -88,10 +91,7 @@ async fn a_tenant_over_its_share_is_refused_while_another_gets_in() {
 #[tokio::test]
 async fn lower_priority_numbers_go_first() {
     let server = one_at_a_time(64).await;
-    let running = begin(&server, slow("")).await;
-    while server.engine.stats().running() == 0 {
-        tokio::task::yield_now().await;
-    }
+    let running = occupy(&server, "").await;
     let of_priority = |priority: i32| {
         with_model(json!({ "prompt": "ab", "max_tokens": 2, "priority": priority }))
     };
@@ -116,10 +116,7 @@ async fn lower_priority_numbers_go_first() {
 #[tokio::test]
 async fn a_stream_that_waits_longer_than_it_may_is_told_so() {
     let server = one_at_a_time(64).await;
-    let running = begin(&server, slow("")).await;
-    while server.engine.stats().running() == 0 {
-        tokio::task::yield_now().await;
-    }
+    let running = occupy(&server, "").await;
     let body = json!({ "prompt": "ab", "queue_timeout": 0.05, "stream": true });
     // Its headers are gone by then, so that proxies see that it lives.
     let answer = server.post(ROUTE, &with_model(body)).await;
