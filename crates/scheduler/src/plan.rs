@@ -68,12 +68,11 @@ impl Scheduler {
         plan.clear();
         self.num_steps += 1;
         let tokens = self.limits.max_num_batched_tokens;
-        let mut budget = Budget { tokens, prefill: tokens, of_ranks: 0.0 };
+        let is_awaited = self.running.iter().any(|seq| seq.num_uncomputed() == 1);
+        let prefill =
+            if is_awaited { self.step_times.prefill_tokens().min(tokens) } else { tokens };
+        let mut budget = Budget { tokens, prefill, of_ranks: 0.0 };
         let mut has_room = self.plan_decodes(&mut budget);
-        if budget.tokens < tokens {
-            // Somebody waits for the next token.
-            budget.prefill = budget.prefill.min(self.step_times.prefill_tokens());
-        }
         if has_room {
             self.admit_overdue(plan, &mut budget);
         }

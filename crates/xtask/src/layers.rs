@@ -9,13 +9,15 @@ use std::path::Path;
 use std::process::Command;
 
 /// A crate names only crates that stand above it here.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 19] = [
     "weft-types",
     "weft-trace",
     "weft-gguf",
     "weft-scheduler",
     "weft-adapters",
     "weft-kernels",
+    "weft-emulator",
+    "weft-cuda",
     "weft-model",
     "weft-runner",
     "weft-engine",
@@ -41,7 +43,7 @@ const WITHOUT_MODEL: [&str; 9] = [
     "weft-bench",
     "weft-simulator",
 ];
-const HIDDEN: [&str; 3] = ["weft-kernels", "weft-model", "weft-runner"];
+const HIDDEN: [&str; 4] = ["weft-kernels", "weft-cuda", "weft-model", "weft-runner"];
 
 /// These see `weft-types` and `weft-trace`, which are only data, and no other crate of the workspace.
 const PURE: [&str; 3] = ["weft-trace", "weft-scheduler", "weft-bench"];

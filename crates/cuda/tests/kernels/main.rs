@@ -1,0 +1,8 @@
+//! Every kernel against its f64 reference, on the emulated driver, each launch in several orders of
+//! its threads; and all of that once more under AddressSanitizer and UBSan.
+
+#![expect(unsafe_code, reason = "launches")]
+
+mod norm;
+mod sanitizers;
+mod support;
