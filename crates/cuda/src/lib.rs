@@ -12,6 +12,8 @@ pub mod driver;
 pub mod emulated;
 pub mod gpu;
 pub mod ops;
+pub mod step_tables;
+pub mod tensor;
 
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};

@@ -13,6 +13,7 @@ mod prepare;
 mod rng;
 pub mod sampler;
 mod sequence;
+pub mod step_device;
 
-pub use executor::CpuExecutor;
+pub use executor::{CpuExecutor, ModelExecutor};
 pub use layout::{RunnerConfig, RunnerError, pool_layout};

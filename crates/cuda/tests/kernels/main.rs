@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
+mod emulator;
 mod norm;
 mod sanitizers;
 mod support;
