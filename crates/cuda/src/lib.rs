@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "drivers, and kernels that read and write raw device memory")]
 
+pub mod arena;
 pub mod driver;
 pub mod emulated;
 pub mod gpu;
@@ -15,6 +16,7 @@ pub mod ops;
 pub mod step_tables;
 pub mod tensor;
 
+pub use arena::{CudaArena, CudaChunks};
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};

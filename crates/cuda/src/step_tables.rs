@@ -23,6 +23,8 @@ pub struct StepLimits {
     pub max_seqs: usize,
     /// Entries of all block tables together.
     pub max_blocks: usize,
+    /// Rows of one pass over the output head.
+    pub max_logit_rows: usize,
 }
 
 /// One step's indices as the host has them.
@@ -40,8 +42,14 @@ pub struct StepInput<'a> {
     pub block_tables: &'a [BlockId],
     /// Rows whose logits are wanted.
     pub logit_rows: &'a [usize],
-    /// At least T: rows beyond it are padding, which stores and attends to nothing.
-    pub padded_rows: usize,
+}
+
+impl StepInput<'_> {
+    /// Whether all sequences have one row, and all rows have logits.
+    #[must_use]
+    pub fn is_decode(&self) -> bool {
+        self.logit_rows.len() == self.tokens.len() && self.attention.len() == self.tokens.len()
+    }
 }
 
 /// See the module. Addresses never change.
@@ -76,7 +84,7 @@ struct Places {
 
 impl Places {
     fn new(limits: StepLimits) -> Self {
-        let StepLimits { max_rows, max_seqs, max_blocks } = limits;
+        let StepLimits { max_rows, max_seqs, max_blocks, .. } = limits;
         // Each begins at a multiple of 64 bytes.
         let mut end = 0;
         let mut place = |len: usize| {
@@ -120,19 +128,19 @@ impl StepTables {
         })
     }
 
-    /// Brings a step to the device.
+    /// Brings a step to the device. Rows from T up to `padded_rows` store and attend to nothing.
     ///
     /// # Errors
     /// When the driver fails.
     ///
     /// # Panics
     /// When the step is larger than the limits.
-    pub fn fill(&mut self, input: &StepInput<'_>) -> Result<(), DriverError> {
+    pub fn fill(&mut self, input: &StepInput<'_>, padded_rows: usize) -> Result<(), DriverError> {
         let places = self.places;
         let num_rows = input.tokens.len();
-        assert!(input.padded_rows >= num_rows && input.padded_rows <= places.positions);
-        self.num_rows = input.padded_rows;
-        let padding = input.padded_rows - num_rows;
+        assert!(padded_rows >= num_rows && padded_rows <= places.positions);
+        self.num_rows = padded_rows;
+        let padding = padded_rows - num_rows;
         self.put(places.tokens, input.tokens.iter().copied(), padding, 0);
         self.put(places.positions, input.positions.iter().copied(), padding, 0);
         self.put(
@@ -143,7 +151,7 @@ impl StepTables {
         );
         self.put(places.slot_offsets, input.slots.iter().map(|slot| slot.offset), padding, 0);
         let num_logits = input.logit_rows.len();
-        let is_decode = num_logits == num_rows && input.attention.len() == num_rows;
+        let is_decode = input.is_decode();
         // A padded row has logits, too, in a decode: a recorded step computes them.
         let logit_padding = if is_decode { padding } else { 0 };
         self.num_logit_rows = num_logits + logit_padding;

@@ -6,7 +6,7 @@ use crate::gpu::{Buffer, Gpu};
 /// `[T, width]`; the memory has a fixed place and room, only T changes.
 #[derive(Debug)]
 pub struct CudaTensor {
-    memory: Buffer<u8>,
+    memory: Option<Buffer<u8>>,
     /// Where row 0 lies: elsewhere for a view of another tensor.
     start: DevicePtr,
     max_rows: usize,
@@ -28,7 +28,14 @@ impl CudaTensor {
     ) -> Result<Self, DriverError> {
         let memory = gpu.alloc(max_rows * width * element_bytes)?;
         let start = memory.ptr();
-        Ok(Self { memory, start, max_rows, num_rows: 0, width, element_bytes })
+        Ok(Self { memory: Some(memory), start, max_rows, num_rows: 0, width, element_bytes })
+    }
+
+    /// What stands for a tensor that there was no memory for: it holds no row.
+    #[must_use]
+    pub fn without_memory(width: usize, element_bytes: usize) -> Self {
+        let start = DevicePtr::NULL;
+        Self { memory: None, start, max_rows: 0, num_rows: 0, width, element_bytes }
     }
 
     /// T
@@ -62,8 +69,12 @@ impl CudaTensor {
     pub fn set_rows(&mut self, num_rows: usize) -> DevicePtr {
         assert!(num_rows <= self.max_rows, "{num_rows} rows, room for {}", self.max_rows);
         self.num_rows = num_rows;
-        self.start = self.memory.ptr();
+        self.start = self.own_start();
         self.start
+    }
+
+    fn own_start(&self) -> DevicePtr {
+        self.memory.as_ref().map_or(DevicePtr::NULL, Buffer::ptr)
     }
 
     /// From here on the rows are `num_rows` of another tensor from `first` on, which must outlive
@@ -86,8 +97,9 @@ impl CudaTensor {
     /// # Panics
     /// When it is a view or not f32.
     pub fn read_f32(&self, values: &mut Vec<f32>) -> Result<(), DriverError> {
-        assert!(self.is_f32() && self.start == self.memory.ptr(), "an own f32 tensor");
+        assert!(self.is_f32() && self.start == self.own_start(), "an own f32 tensor");
         values.resize(self.num_rows * self.width, 0.0);
-        self.memory.read_into(0, bytemuck::cast_slice_mut(values))
+        let Some(memory) = &self.memory else { return Ok(()) };
+        memory.read_into(0, bytemuck::cast_slice_mut(values))
     }
 }

@@ -40,7 +40,7 @@ impl ModelExecutor<CpuDevice> {
     /// # Errors
     /// When the limits contradict each other.
     pub fn new(model: LoadedModel, config: &RunnerConfig) -> Result<Self, RunnerError> {
-        let limits = config.limits(&model)?;
+        let limits = config.limits(&model.config, config.kv_dtype(&model))?;
         let num_threads = match config.num_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,

@@ -5,6 +5,7 @@
 //! to the device. Knows no queue, no clock and no text.
 
 mod copier;
+pub mod cuda;
 pub mod executor;
 mod layout;
 mod logprobs;
@@ -15,5 +16,6 @@ pub mod sampler;
 mod sequence;
 pub mod step_device;
 
+pub use cuda::CudaExecutor;
 pub use executor::{CpuExecutor, ModelExecutor};
 pub use layout::{RunnerConfig, RunnerError, pool_layout};
