@@ -94,7 +94,8 @@ fn compile(
 
 /// `attention_decode` of `kernels/attention/decode.cu`: two folders may have files of one name.
 fn stem(source: &Path) -> String {
-    let name = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let name =
+        |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let folder = name(source.parent().and_then(Path::file_name));
     format!("{folder}_{}", name(source.file_stem()))
 }

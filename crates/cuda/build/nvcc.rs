@@ -51,9 +51,9 @@ pub(crate) fn find() -> Result<Nvcc, String> {
     let mut candidates = Vec::new();
     candidates.extend(variable("CUDA_HOME").map(|home| PathBuf::from(home).join("bin/nvcc")));
     candidates.push(PathBuf::from("nvcc"));
-    let cache = variable("WEFT_CACHE").map(PathBuf::from).or_else(|| {
-        variable("HOME").map(|home| PathBuf::from(home).join(".cache/weft"))
-    });
+    let cache = variable("WEFT_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".cache/weft")));
     candidates.extend(cache.map(|cache| cache.join(CACHED)));
     candidates.iter().find_map(|path| ask(path)).ok_or_else(|| {
         "the feature `cuda` compiles /kernels with nvcc, and there is none in WEFT_NVCC, CUDA_HOME or \
