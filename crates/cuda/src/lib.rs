@@ -1,6 +1,8 @@
 //! The CUDA kernels of `/kernels` behind safe-to-read wrappers.
 //!
-//! * [`driver`]: what a GPU's driver does for us; [`emulated`]: the same without a GPU.
+//! * [`driver`]: what a GPU's driver does for us; [`emulated`]: the same without a GPU; with the
+//!   feature `cuda` also `real`, and the kernels compiled by nvcc.
+//! * [`devices`]: which GPUs there are.
 //! * [`gpu`]: a device and buffers in its memory.
 //! * [`ops`]: one file for each family of kernels.
 //!
@@ -9,6 +11,7 @@
 #![expect(unsafe_code, reason = "drivers, and kernels that read and write raw device memory")]
 
 pub mod arena;
+pub mod devices;
 pub mod driver;
 pub mod emulated;
 pub mod gpu;
@@ -17,6 +20,9 @@ pub mod step_tables;
 pub mod tensor;
 
 pub use arena::{CudaArena, CudaChunks};
+#[cfg(feature = "cuda")]
+pub mod real;
+pub use devices::{Survey, open, survey};
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};
