@@ -2,6 +2,7 @@
 //!
 //! * [`driver`]: what a GPU's driver does for us; [`emulated`]: the same without a GPU.
 //! * [`gpu`]: a device and buffers in its memory.
+//! * [`weights`]: a linear's weights on the device, repacked for its tensor cores.
 //! * [`ops`]: one file for each family of kernels.
 //!
 //! In: device addresses and shapes. Knows nothing of requests, sequences or files.
@@ -12,7 +13,9 @@ pub mod driver;
 pub mod emulated;
 pub mod gpu;
 pub mod ops;
+pub mod weights;
 
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};
+pub use weights::{CudaLinear, WeightFormat};

@@ -3,6 +3,9 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
+mod embedding;
+mod matmul;
 mod norm;
 mod sanitizers;
 mod support;
+mod weights;
