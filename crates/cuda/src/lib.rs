@@ -4,6 +4,7 @@
 //!   feature `cuda` also `real`, and the kernels compiled by nvcc.
 //! * [`devices`]: which GPUs there are.
 //! * [`gpu`]: a device and buffers in its memory.
+//! * [`weights`]: a linear's weights on the device, repacked for its tensor cores.
 //! * [`ops`]: one file for each family of kernels.
 //!
 //! In: device addresses and shapes. Knows nothing of requests, sequences or files.
@@ -18,6 +19,7 @@ pub mod gpu;
 pub mod ops;
 pub mod step_tables;
 pub mod tensor;
+pub mod weights;
 
 pub use arena::{CudaArena, CudaChunks};
 #[cfg(feature = "cuda")]
@@ -26,3 +28,4 @@ pub use devices::{Survey, open, survey};
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};
+pub use weights::{CudaLinear, WeightFormat};

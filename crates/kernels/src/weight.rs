@@ -149,6 +149,46 @@ impl PackedLinear {
         body
     }
 
+    /// Row `row` of a quantized format as it is stored, for another device's layout: a code for each
+    /// input, the bits of a half-precision scale and, if the format has them, of a min for each group.
+    ///
+    /// # Panics
+    /// When `row` is out of range, the format is not quantized or a length does not fit.
+    pub fn quantized_row_into(
+        &self,
+        row: usize,
+        codes: &mut [u8],
+        scales: &mut [u16],
+        mins: &mut [u16],
+    ) {
+        assert!(self.format.is_integer(), "{:?} is not quantized", self.format);
+        assert!(row < self.num_outputs, "row {row} of {}", self.num_outputs);
+        let (group, lane) = (self.format.group(), row % TILE);
+        let has_min = !matches!(self.format, Format::W8 { has_min: false, .. });
+        assert_eq!(codes.len(), self.num_inputs);
+        assert_eq!(scales.len(), self.num_inputs / group);
+        assert_eq!(mins.len(), if has_min { scales.len() } else { 0 });
+        let half = |block: &[u8], index: usize| {
+            u16::from_le_bytes([block[2 * index], block[2 * index + 1]])
+        };
+        let blocks = self.tile(row / TILE).chunks_exact(self.format.group_bytes());
+        for (index, (block, codes)) in blocks.zip(codes.chunks_exact_mut(group)).enumerate() {
+            scales[index] = half(block, lane);
+            if has_min {
+                mins[index] = half(block, TILE + lane);
+            }
+            let stored = &block[if has_min { 4 } else { 2 } * TILE..];
+            for (k, code) in codes.iter_mut().enumerate() {
+                *code = if self.format == Format::W4 {
+                    let (byte, shift) = w4_position(lane, k);
+                    stored[byte] >> shift & 15
+                } else {
+                    stored[w8_position(lane, k)]
+                };
+            }
+        }
+    }
+
     /// Row `row` in single precision: an embedding lookup, and the reference for tests.
     ///
     /// # Panics

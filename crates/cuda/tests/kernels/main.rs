@@ -4,6 +4,9 @@
 #![expect(unsafe_code, reason = "launches")]
 
 mod emulator;
+mod embedding;
+mod matmul;
 mod norm;
 mod sanitizers;
 mod support;
+mod weights;
