@@ -280,9 +280,10 @@ WEFT_KERNEL(decode_combine, DecodeParams, 256) {
     }
 }
 
-#define WEFT_DECODE(name, Kv, head_dim)                                                         \
-    WEFT_KERNEL(decode_##name##_##head_dim, DecodeParams, (DecodeShape<Kv, head_dim>::kWarps * 32)) { \
-        decode<Kv, head_dim>(p);                                                                \
+#define WEFT_DECODE(name, Kv, head_dim)                                                       \
+    WEFT_KERNEL(decode_##name##_##head_dim, DecodeParams,                                     \
+                (DecodeShape<Kv, head_dim>::kWarps * kWarpSize)) {                            \
+        decode<Kv, head_dim>(p);                                                              \
     }
 #define WEFT_DECODE_HEADS(name, Kv) \
     WEFT_DECODE(name, Kv, 16)       \

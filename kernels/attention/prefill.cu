@@ -38,7 +38,7 @@ template <typename Kv, int kHeadDim> struct PrefillShape {
     static constexpr int kTileBytes = kTile * Rows<Kv, kHeadDim>::kStride;
     // Wide heads leave no registers for the queries.
     static constexpr bool kQueriesInShared = kHeadDim > 128;
-    static constexpr int kMaxHeads = kQueriesInShared ? 1 : 2;
+    static constexpr int kMaxThreads = (kQueriesInShared ? 1 : 2) * kRowWarps * kWarpSize;
 };
 
 // Keys as the right operand: sixteen columns of the step, 16 positions (two of eight).
@@ -149,7 +149,7 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
         for (int step = 0; step < kSteps; ++step) load_queries(q[step], step);
     }
 
-    // For rows g and g + 8. Scores count in powers of two.
+    // For rows g and g + 8, of scores before they are scaled. Weights are powers of two.
     float largest[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     float sums[2 * kSteps][4] = {};
     const float scale = p.scale * 1.44269504f;
@@ -203,15 +203,15 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
                     const bool seen =
                         sees_all || (j <= position && (p.window == 0 || position - j < p.window));
                     float &score = s[n][2 * half + i];
-                    score = seen ? score * scale : -INFINITY;
+                    score = seen ? score : -INFINITY;
                     most = fmaxf(most, score);
                 }
             }
             most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 1));
             most = fmaxf(most, __shfl_xor_sync(kFullWarp, most, 2));
             // A row that has seen nothing yet: all its weights are zero.
-            const float base = most == -INFINITY ? 0.0f : most;
-            scaled[half] = exp2_approx(largest[half] - base);
+            const float base = most == -INFINITY ? 0.0f : most * scale;
+            scaled[half] = exp2_approx(fmaf(largest[half], scale, -base));
             largest[half] = most;
             float sum = 0.0f;
 #pragma unroll
@@ -219,7 +219,7 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float &score = s[n][2 * half + i];
-                    score = exp2_approx(score - base);
+                    score = exp2_approx(fmaf(score, scale, -base));
                     sum += score;
                 }
             }
@@ -266,9 +266,10 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
     }
 }
 
-#define WEFT_PREFILL(name, Kv, head_dim)                                                             \
-    WEFT_KERNEL(prefill_##name##_##head_dim, PrefillParams, (PrefillShape<Kv, head_dim>::kMaxHeads * 128)) { \
-        prefill<Kv, head_dim>(p);                                                                    \
+#define WEFT_PREFILL(name, Kv, head_dim)                                                       \
+    WEFT_KERNEL_BLOCKS(prefill_##name##_##head_dim, PrefillParams,                             \
+                       (PrefillShape<Kv, head_dim>::kMaxThreads), (head_dim <= 64 ? 2 : 1)) {  \
+        prefill<Kv, head_dim>(p);                                                              \
     }
 #define WEFT_PREFILL_HEADS(name, Kv) \
     WEFT_PREFILL(name, Kv, 16)       \

@@ -3,6 +3,9 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
+mod attention;
 mod norm;
+mod paged;
+mod rope;
 mod sanitizers;
 mod support;
