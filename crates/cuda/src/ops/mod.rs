@@ -3,4 +3,6 @@
 
 pub mod embedding;
 pub mod matmul;
+pub mod attention;
+pub mod kv_cache;
 pub mod norm;

@@ -6,7 +6,10 @@
 mod emulator;
 mod embedding;
 mod matmul;
+mod attention;
 mod norm;
+mod paged;
+mod rope;
 mod sanitizers;
 mod support;
 mod weights;
