@@ -1,4 +1,6 @@
 //! One file for each family of kernels: the struct that a kernel takes, a wrapper that checks sizes
 //! and launches, and the same in plain f64 as a reference for tests.
 
+pub mod lora;
 pub mod norm;
+pub mod rows;
