@@ -6,6 +6,7 @@
 //! * [`gpu`]: a device and buffers in its memory.
 //! * [`weights`]: a linear's weights on the device, repacked for its tensor cores.
 //! * [`ops`]: one file for each family of kernels.
+//! * [`adapter_table`], [`work_list`]: what the LoRA kernels read of an adapter, and of a step.
 //!
 //! In: device addresses and shapes. Knows nothing of requests, sequences or files.
 
@@ -13,6 +14,7 @@
 
 pub mod arena;
 pub mod devices;
+pub mod adapter_table;
 pub mod driver;
 pub mod emulated;
 pub mod gpu;
@@ -20,6 +22,7 @@ pub mod ops;
 pub mod step_tables;
 pub mod tensor;
 pub mod weights;
+pub mod work_list;
 
 pub use arena::{CudaArena, CudaChunks};
 #[cfg(feature = "cuda")]
