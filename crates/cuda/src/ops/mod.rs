@@ -2,3 +2,4 @@
 //! and launches, and the same in plain f64 as a reference for tests.
 
 pub mod norm;
+pub mod sampling;

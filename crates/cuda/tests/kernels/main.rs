@@ -4,5 +4,6 @@
 #![expect(unsafe_code, reason = "launches")]
 
 mod norm;
+mod sampling;
 mod sanitizers;
 mod support;
