@@ -8,3 +8,4 @@ pub mod kv_cache;
 pub mod lora;
 pub mod norm;
 pub mod rows;
+pub mod sampling;

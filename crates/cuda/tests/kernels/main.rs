@@ -10,6 +10,7 @@ mod attention;
 mod norm;
 mod paged;
 mod rope;
+mod sampling;
 mod sanitizers;
 mod support;
 mod weights;
