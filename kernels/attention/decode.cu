@@ -101,7 +101,9 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void decode(cons
     using Row = Rows<Kv, kHeadDim>;
     constexpr int kSteps = kHeadDim / 16, kWarps = Shape::kWarps, kStages = Shape::kStages;
     const uint32_t sequence = blockIdx.z;
-    const uint32_t context = p.contexts[sequence];
+    // All at once: what follows waits for them.
+    const uint32_t context = p.contexts[sequence], row = p.rows[sequence];
+    const uint32_t *table = p.block_tables + p.first_blocks[sequence];
     if (context == 0) return;
     const Splits splits = splits_of(p, context);
     const uint32_t split = blockIdx.x;
@@ -112,10 +114,8 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void decode(cons
     const uint32_t kv_head = blockIdx.y / tiles, in_group = blockIdx.y % tiles * kHeadTile;
     const uint32_t first_head = kv_head * group + in_group;
     const uint32_t num_heads = min(group - in_group, static_cast<uint32_t>(kHeadTile));
-    const uint32_t row = p.rows[sequence];
     const int lane = lane_index(), warp = warp_index(), g = lane / 4, t = lane % 4;
     unsigned char *stages = dynamic_shared() + warp * (kStages * Shape::kStageBytes);
-    const uint32_t *table = p.block_tables + p.first_blocks[sequence];
 
     // Pages warp, warp + kWarps, ... of the split.
     const uint32_t end = min(splits.first_block + (split + 1) * splits.blocks, splits.end_block);

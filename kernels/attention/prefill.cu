@@ -85,11 +85,12 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
     using Shape = PrefillShape<Kv, kHeadDim>;
     using Row = Rows<Kv, kHeadDim>;
     constexpr int kSteps = kHeadDim / 16;
-    const PrefillItem item = p.items[blockIdx.x];
+    // The last items of a prompt see most: they begin first.
+    const PrefillItem item = p.items[gridDim.y - 1 - blockIdx.y];
     if (item.num_rows == 0) return;
     const int lane = lane_index(), warp = warp_index(), g = lane / 4, t = lane % 4;
     const uint32_t heads_here = blockDim.x / (kRowWarps * kWarpSize);
-    const uint32_t head = blockIdx.y * heads_here + warp / kRowWarps;
+    const uint32_t head = blockIdx.x * heads_here + warp / kRowWarps;
     const uint32_t kv_head = head / (p.num_heads / p.kv.num_kv_heads);
     const uint32_t first_row = warp % kRowWarps * 16;  // within the item
     const bool is_active = first_row < item.num_rows;

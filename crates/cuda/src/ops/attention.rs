@@ -266,7 +266,7 @@ pub unsafe fn prefill(
     let heads_here = 1 + usize::from(in_pairs);
     let queries = if wide { MAX_ITEM_ROWS * kv.head_dim * 2 } else { 0 };
     let shape = Shape {
-        grid: [num_items as u32, (heads.num_heads / heads_here) as u32, 1],
+        grid: [(heads.num_heads / heads_here) as u32, num_items as u32, 1],
         threads: (heads_here * 128) as u32,
         shared_bytes: (2 * PREFILL_TILE * row_stride(kv) + queries) as u32,
     };

@@ -1,9 +1,9 @@
-use crate::paged::{Cache, KV_TYPES};
+use crate::paged::{Cache, KV_TYPES, from_kv};
 use crate::support::{HALVES, Rng, assert_close, from_half, gpu, precision, to_halves};
 use weft_cuda::ops::attention::{
     self, DecodeOperands, HEAD_DIMS, MAX_ITEM_ROWS, PrefillItem, PrefillOperands, QueryHeads,
 };
-use weft_cuda::ops::kv_cache::{ActivationRows, KvType};
+use weft_cuda::ops::kv_cache::{ActivationRows, BLOCK_TOKENS, KvType};
 use weft_cuda::{Buffer, Gpu, HalfType};
 
 /// What nobody wrote.
@@ -61,8 +61,16 @@ impl Batch {
         let numbers: Vec<f32> = rng.floats(num_rows * stride).iter().map(|x| 2.0 * x).collect();
         let bits = to_halves(case.half, &numbers);
         let queries = bits.iter().map(|&bits| from_half(case.half, bits)).collect();
-        let out = gpu.upload(&vec![UNTOUCHED; bits.len()]).unwrap();
-        Self { case, q: gpu.upload(&bits).unwrap(), gpu, cache, stride, queries, out }
+        let out = gpu.upload(&vec![UNTOUCHED; bits.len()]).expect("the device works");
+        Self {
+            case,
+            q: gpu.upload(&bits).expect("the device works"),
+            gpu,
+            cache,
+            stride,
+            queries,
+            out,
+        }
     }
 
     fn rows(&self, buffer: &Buffer<u16>) -> ActivationRows {
@@ -73,14 +81,14 @@ impl Batch {
     fn decode(&mut self, entries: &[(usize, usize, usize)], num_splits: usize) -> Vec<u16> {
         let table = |value: &dyn Fn(&(usize, usize, usize)) -> usize| {
             let values: Vec<u32> = entries.iter().map(|entry| value(entry) as u32).collect();
-            self.gpu.upload(&values).unwrap()
+            self.gpu.upload(&values).expect("the device works")
         };
         let (rows, contexts) = (table(&|entry| entry.2), table(&|entry| entry.1));
         let first_blocks = table(&|entry| self.cache.first_blocks[entry.0] as usize);
         let (heads, sizes) = (self.case.heads(), [entries.len(), num_splits]);
         let len = attention::decode_scratch_len(sizes, heads.num_heads, self.case.head_dim);
-        let scratch = self.gpu.alloc::<f32>(len.max(1)).unwrap();
-        self.out.write(0, &vec![UNTOUCHED; self.out.len()]).unwrap();
+        let scratch = self.gpu.alloc::<f32>(len.max(1)).expect("the device works");
+        self.out.write(0, &vec![UNTOUCHED; self.out.len()]).expect("the device works");
         let operands = DecodeOperands {
             q: self.rows(&self.q),
             out: self.rows(&self.out),
@@ -92,13 +100,14 @@ impl Batch {
         };
         let (kv, half) = (&self.cache.kv, self.case.half);
         // SAFETY: the buffers are as long as the tables say.
-        unsafe { attention::decode(&self.gpu, half, kv, &heads, &operands, sizes) }.unwrap();
-        self.out.read(0..self.out.len()).unwrap()
+        unsafe { attention::decode(&self.gpu, half, kv, &heads, &operands, sizes) }
+            .expect("the device works");
+        self.out.read(0..self.out.len()).expect("the device works")
     }
 
     fn prefill(&mut self, items: &[PrefillItem]) -> Vec<u16> {
-        let ditems = self.gpu.upload(items).unwrap();
-        self.out.write(0, &vec![UNTOUCHED; self.out.len()]).unwrap();
+        let ditems = self.gpu.upload(items).expect("the device works");
+        self.out.write(0, &vec![UNTOUCHED; self.out.len()]).expect("the device works");
         let operands = PrefillOperands {
             q: self.rows(&self.q),
             out: self.rows(&self.out),
@@ -107,8 +116,9 @@ impl Batch {
         };
         let (kv, heads, half) = (&self.cache.kv, self.case.heads(), self.case.half);
         // SAFETY: the buffers are as long as the items say.
-        unsafe { attention::prefill(&self.gpu, half, kv, &heads, &operands, items.len()) }.unwrap();
-        self.out.read(0..self.out.len()).unwrap()
+        unsafe { attention::prefill(&self.gpu, half, kv, &heads, &operands, items.len()) }
+            .expect("the device works");
+        self.out.read(0..self.out.len()).expect("the device works")
     }
 
     /// A row that sees `context` positions of a sequence, against the reference.
@@ -147,7 +157,7 @@ fn check_decode(case: Case, num_splits: usize) {
     for entry in entries.into_iter().filter(|entry| entry.1 != 0) {
         batch.check_row(&out, entry);
     }
-    let free = (0..7).find(|row| (0..6).all(|i| (5 * i + 1) % 7 != *row)).unwrap();
+    let free = (0..7).find(|row| (0..6).all(|i| (5 * i + 1) % 7 != *row)).expect("a row is free");
     assert!(batch.row(&out, free).iter().all(|&bits| bits == UNTOUCHED), "{case:?}");
 }
 
@@ -192,6 +202,22 @@ fn a_sequence_decodes_to_the_same_bits_alone_and_among_others() {
     let all = batch.decode(&[(1, 40, 0), (0, 300, 1), (2, 7, 2)], 3);
     let alone = batch.decode(&[(0, 300, 1)], 3);
     assert_eq!(batch.row(&all, 1), batch.row(&alone, 1));
+}
+
+#[test]
+fn all_eight_bit_numbers_are_read_exactly() {
+    let case = Case { kv_type: KvType::E4m3, head_dim: 256, num_kv_heads: 1, group: 1, ..CASE };
+    let mut batch = Batch::new(case, &[1], 1);
+    // The two that are no numbers, aside.
+    let codes: Vec<u8> =
+        (0..=255).map(|code: u8| if code & 0x7f == 0x7f { 0 } else { code }).collect();
+    let values = batch.cache.kv.page_start(0) + BLOCK_TOKENS * case.head_dim;
+    batch.cache.arena.write(values, &codes).unwrap();
+    // The only position that the row sees: its weight is one.
+    let out = batch.decode(&[(0, 1, 0)], 1);
+    for (&code, &bits) in codes.iter().zip(&out) {
+        assert_eq!(from_half(case.half, bits), from_kv(case.kv_type, u16::from(code)), "{code:#x}");
+    }
 }
 
 #[test]

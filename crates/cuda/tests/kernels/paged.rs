@@ -102,9 +102,9 @@ impl Cache {
             values.push(fill(1));
             tables.extend(own);
         }
-        let arena = gpu.upload(&bytes).unwrap();
+        let arena = gpu.upload(&bytes).expect("the device works");
         kv.arena = arena.ptr();
-        let tables = gpu.upload(&tables).unwrap();
+        let tables = gpu.upload(&tables).expect("the device works");
         Self { kv, arena, tables, first_blocks, keys, values }
     }
 
@@ -118,7 +118,7 @@ impl Cache {
         let (size, width) = (self.kv.kv_type.num_bytes(), self.kv.head_dim);
         let at = self.kv.page_start(head) + (is_values * BLOCK_TOKENS + offset) * width;
         let start = block * self.kv.chunk_bytes + at * size;
-        let bytes = self.arena.read(start..start + width * size).unwrap();
+        let bytes = self.arena.read(start..start + width * size).expect("the device works");
         let bits = |number: &[u8]| number.iter().rev().fold(0, |bits, &b| bits << 8 | u16::from(b));
         bytes.chunks_exact(size).map(bits).collect()
     }

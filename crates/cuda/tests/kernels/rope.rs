@@ -36,14 +36,19 @@ fn check(half: HalfType, kv_type: KvType, [head_dim, rotary_dim]: [usize; 2]) {
             *x *= [1.0, 2e-2, 1e-3, 600.0][i % 4];
         }
     }
-    let mut qkv = gpu.upload(&to_halves(half, &numbers)).unwrap();
+    let qkv = gpu.upload(&to_halves(half, &numbers)).expect("the device works");
     let before = halves(half, &qkv);
     let table = rotations(rotary_dim / 2);
     let (positions, offsets) = ([0u32, 7, 39, 1_000_000, 8], [3u32, 15, 0, 99, 1]);
     let blocks = [2u32, 0, 1, NO_BLOCK, 0];
-    let (drot, dpos) = (gpu.upload(table.as_flattened()).unwrap(), gpu.upload(&positions).unwrap());
-    let (dblocks, doffsets) = (gpu.upload(&blocks).unwrap(), gpu.upload(&offsets).unwrap());
-    qkv.write(0, &to_halves(half, &numbers)).unwrap();
+    let (drot, dpos) = (
+        gpu.upload(table.as_flattened()).expect("the device works"),
+        gpu.upload(&positions).expect("the device works"),
+    );
+    let (dblocks, doffsets) = (
+        gpu.upload(&blocks).expect("the device works"),
+        gpu.upload(&offsets).expect("the device works"),
+    );
     let operands = RopeStoreOperands {
         q: ActivationRows { ptr: qkv.ptr(), stride },
         k: ActivationRows { ptr: qkv.at(k_at), stride },
@@ -56,10 +61,11 @@ fn check(half: HalfType, kv_type: KvType, [head_dim, rotary_dim]: [usize; 2]) {
     let neighbours_before = [0, 1].map(|head| cache.stored(0, head, [0, 2]));
     let sizes = [ROWS, num_heads, rotary_dim];
     // SAFETY: the buffers are as long as the shapes say; a row with a block has a position of the table.
-    unsafe { kv_cache::rope_store(&gpu, half, &cache.kv, &operands, sizes) }.unwrap();
+    unsafe { kv_cache::rope_store(&gpu, half, &cache.kv, &operands, sizes) }
+        .expect("the device works");
 
     let after = halves(half, &qkv);
-    let bits = qkv.read(0..qkv.len()).unwrap();
+    let bits = qkv.read(0..qkv.len()).expect("the device works");
     for row in 0..ROWS {
         let here = row * stride..(row + 1) * stride;
         let (before, after) = (&before[here.clone()], &after[here.clone()]);
