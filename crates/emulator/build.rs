@@ -87,8 +87,9 @@ fn find_sources(directory: &Path, sources: &mut Vec<PathBuf>) {
 }
 
 fn object(out: &Path, library: &str, source: &Path) -> PathBuf {
-    let stem = source.file_stem().expect("a file").to_string_lossy();
-    out.join(format!("{library}_{stem}.o"))
+    // With its directory's name: two families may have files of one name.
+    let last_two: Vec<_> = source.iter().rev().take(2).map(|part| part.to_string_lossy()).collect();
+    out.join(format!("{library}_{}_{}.o", last_two[1], last_two[0]))
 }
 
 fn run(mut command: Command) -> Result<(), String> {

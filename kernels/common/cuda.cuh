@@ -34,9 +34,9 @@ __device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
 
 template <typename T> __device__ __forceinline__ T from_f32(float x);
 template <> __device__ __forceinline__ float from_f32<float>(float x) { return x; }
-// Saturates: one infinity would poison every later read.
+// Saturates: one infinity would poison every later read. NaNs stay: who checks must find them.
 template <> __device__ __forceinline__ f16 from_f32<f16>(float x) {
-    return __float2half_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
+    return __float2half_rn(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
 }
 template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
 

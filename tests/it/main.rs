@@ -3,10 +3,12 @@
 //! * `golden`: logits and tokens against files made by transformers and peft.
 //! * `isolation`: a request's tokens and log probabilities have the same bits whatever runs beside it.
 //! * `equivalence`: an adapter applied at run time equals the adapter merged into the weights.
+//! * `cuda`: the CUDA device, on the emulated driver, answers as the CPU does.
 //! * `http`: the server over real sockets with the demo model and adapters.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod cuda;
 mod equivalence;
 mod golden;
 mod http;

@@ -85,7 +85,7 @@ pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
         },
     };
     let BuiltExecutor { executor, spec, chunk_bytes, facts } =
-        device::build_executor(&source.path, &args.engine)?;
+        device::build_executor(&source.path, &args.engine, args.adapter_args.max_lora_rank)?;
     let base_names = vec![source.default_name.clone()];
     let mut config =
         adapter_flags::registry_config(&args.adapter_args, spec.clone(), base_names, chunk_bytes);

@@ -59,14 +59,19 @@ pub fn describe_device(num_threads: usize) -> String {
     format!("CPU, {}, {num_threads} threads", Isa::detect())
 }
 
-/// Loads the model at `path` and makes an executor within the limits of `args`.
+/// Loads the model at `path` and makes an executor within the limits of `args`, for adapters
+/// of up to `max_lora_rank`.
 ///
 /// # Errors
 /// A sentence about the model, or about flags that contradict each other.
-pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
+pub fn build_executor(
+    path: &Path,
+    args: &EngineArgs,
+    max_lora_rank: usize,
+) -> Result<BuiltExecutor> {
     match args.device {
-        DeviceChoice::Cuda => return gpu::build(path, args),
-        DeviceChoice::Auto if gpu::is_usable() => return gpu::build(path, args),
+        DeviceChoice::Cuda => return gpu::build(path, args, max_lora_rank),
+        DeviceChoice::Auto if gpu::is_usable() => return gpu::build(path, args, max_lora_rank),
         DeviceChoice::Auto | DeviceChoice::Cpu => {}
     }
     if args.load_format == LoadFormat::Dummy {
@@ -74,7 +79,8 @@ pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
     }
     let model = load(path, args)?;
     let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);
-    let plan = MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
+    let plan =
+        MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
     let spec = model.spec().clone();
     let (architecture, weight_bytes) = (model.config.architecture.clone(), model.weight_bytes());
     let config = RunnerConfig {
@@ -84,6 +90,7 @@ pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
         max_num_batched_tokens: args.max_num_batched_tokens,
         kv_dtype: Some(kv_dtype(&model, args.kv_cache_dtype)),
         num_threads: args.threads,
+        max_lora_rank,
     };
     let executor = CpuExecutor::new(model, &config)?;
     let limits = executor.limits();

@@ -121,7 +121,7 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     let source = find_model(args.model.as_deref())?;
     let text = text_side::load(&source.path)?;
     let BuiltExecutor { executor, spec, chunk_bytes, facts } =
-        device::build_executor(&source.path, &args.engine)
+        device::build_executor(&source.path, &args.engine, args.adapters.max_lora_rank)
             .with_context(|| format!("cannot serve {}", source.given))?;
     let mut names = args.served_model_name.clone();
     if names.is_empty() {

@@ -4,7 +4,9 @@ use crate::adapter::CudaAdapter;
 use crate::adapter_table::embedding_index;
 use crate::driver::{DevicePtr, DriverError};
 use crate::gpu::{Buffer, Gpu, HalfType};
-use crate::ops::lora::{LoraInput, LoraTarget, OutType, Pieces, bgmv, embedding, scratch_len, sgmv};
+use crate::ops::lora::{
+    LoraInput, LoraTarget, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
+};
 use crate::step_ops::StepOpsConfig;
 use crate::tensor::CudaTensor;
 use crate::work_list::{LoraPiece, WorkList};
@@ -146,11 +148,8 @@ impl StepLora {
         if !self.has_embedding {
             return Ok(());
         }
-        let target = LoraTarget {
-            site: self.embedding_site,
-            num_outputs: out.width(),
-            out: out.ptr(),
-        };
+        let target =
+            LoraTarget { site: self.embedding_site, num_outputs: out.width(), out: out.ptr() };
         let lists = &self.lists;
         for (pieces, buffer, num_pieces) in [
             (Pieces::Decode, &lists.decode, lists.num_decode),
@@ -189,15 +188,13 @@ impl StepLora {
             if !self.has_head {
                 return Ok(());
             }
-            let tables = segments.map(|(rows, adapter)| {
-                (rows, adapter.map_or(DevicePtr::NULL, CudaAdapter::table))
-            });
+            let tables = segments
+                .map(|(rows, adapter)| (rows, adapter.map_or(DevicePtr::NULL, CudaAdapter::table)));
             self.head_lists.work.build(tables);
             self.head_lists.upload(None)?;
         }
         let lists = if is_head { &self.head_lists } else { &self.lists };
-        let out_type =
-            |is_f32: bool| if is_f32 { OutType::F32 } else { OutType::Half };
+        let out_type = |is_f32: bool| if is_f32 { OutType::F32 } else { OutType::Half };
         for same in targets.chunk_by(|a, b| a.is_f32 == b.is_f32) {
             let out = out_type(same[0].is_f32);
             let converted: Vec<LoraTarget> = same

@@ -308,7 +308,9 @@ impl StepOps {
         for call in calls.iter_mut() {
             let num_outputs = call.weight.num_outputs();
             assert!(!x.is_f32() && x.width() == call.weight.num_inputs());
-            assert!(call.out.width() == num_outputs && call.bias.is_none_or(|b| b.len() == num_outputs));
+            assert!(
+                call.out.width() == num_outputs && call.bias.is_none_or(|b| b.len() == num_outputs)
+            );
             let is_f32 = call.out.is_f32();
             let out = if call.accumulate {
                 assert!(is_f32 && call.out.num_rows() == num_rows, "it adds to what is there");

@@ -67,7 +67,8 @@ mod tests {
 
     #[test]
     fn named_shapes_have_the_parameters_of_their_names() {
-        for (name, billions) in [("llama-2-7b", 6.74), ("llama-3.1-8b", 8.03), ("qwen2.5-7b", 7.61)] {
+        for (name, billions) in [("llama-2-7b", 6.74), ("llama-3.1-8b", 8.03), ("qwen2.5-7b", 7.61)]
+        {
             let spec = ModelConfig::read(Path::new(name)).unwrap().spec;
             let linears = weft_types::Module::ALL.map(|module| {
                 let shape = spec.linear(module);

@@ -105,9 +105,7 @@ impl StepDevice for CudaDevice {
         let width = logits.width();
         let mut values = Vec::new();
         logits.read_f32(&mut values).map_err(|error| failed(&error))?;
-        for ((logits, row), picked) in
-            values.chunks_exact_mut(width).zip(wanted.rows).zip(picked)
-        {
+        for ((logits, row), picked) in values.chunks_exact_mut(width).zip(wanted.rows).zip(picked) {
             *picked = pick_row(row, (wanted.state)(row.planned), logits);
         }
         Ok(())

@@ -23,6 +23,8 @@ pub struct RunnerConfig {
     pub kv_dtype: Option<KvDtype>,
     /// Threads; 0 is one per core.
     pub num_threads: usize,
+    /// The largest rank of an adapter.
+    pub max_lora_rank: usize,
 }
 
 /// Why an executor could not be made.

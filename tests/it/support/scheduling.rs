@@ -53,19 +53,30 @@ impl Default for Setup {
 
 /// Runs all requests to their end. Returns their answers and the number of preemptions.
 pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
-    let chunk_bytes = pool_layout(&model.config, KvDtype::F16);
-    let mut executor = CpuExecutor::new(
-        model.clone(),
-        &RunnerConfig {
-            memory_bytes: setup.num_blocks * chunk_bytes,
-            max_model_len: (setup.num_blocks * 16).min(256),
-            max_num_seqs: 64,
-            max_num_batched_tokens: setup.max_num_batched_tokens,
-            kv_dtype: Some(KvDtype::F16),
-            num_threads: setup.num_threads,
-        },
-    )
-    .unwrap();
+    let executor = CpuExecutor::new(model.clone(), &runner_config(model, setup)).unwrap();
+    run_on(executor, setup, requests)
+}
+
+/// Of an executor for [`run_on`].
+pub(crate) fn runner_config(model: &LoadedModel, setup: Setup) -> RunnerConfig {
+    RunnerConfig {
+        memory_bytes: setup.num_blocks * pool_layout(&model.config, KvDtype::F16),
+        max_model_len: (setup.num_blocks * 16).min(256),
+        max_num_seqs: 64,
+        max_num_batched_tokens: setup.max_num_batched_tokens,
+        kv_dtype: Some(KvDtype::F16),
+        num_threads: setup.num_threads,
+        max_lora_rank: 512,
+    }
+}
+
+/// As [`run`], on this executor.
+pub(crate) fn run_on(
+    mut executor: impl Executor,
+    setup: Setup,
+    requests: &[Request],
+) -> (Vec<Answer>, u64) {
+    let chunk_bytes = executor.limits().chunk_bytes;
     let mut scheduler = Scheduler::new(SchedulerConfig {
         enable_prefix_caching: setup.enable_prefix_caching,
         ..SchedulerConfig::new(executor.limits())

@@ -22,7 +22,7 @@ const POOL_SHARE: (u64, u64) = (17, 20);
 ///
 /// # Errors
 /// A sentence about the GPU, the model, or flags that contradict each other.
-pub(super) fn build(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
+pub(super) fn build(path: &Path, args: &EngineArgs, max_lora_rank: usize) -> Result<BuiltExecutor> {
     let gpu = devices::open(0).context("--device cuda")?;
     let half = HalfType::F16;
     let model = match args.load_format {
@@ -53,6 +53,7 @@ pub(super) fn build(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
         max_num_batched_tokens: args.max_num_batched_tokens,
         kv_dtype: Some(kv_dtype),
         num_threads: args.threads,
+        max_lora_rank,
     };
     let executor = CudaExecutor::on_gpu(&gpu, model, half, &config)?;
     let limits = executor.limits();
@@ -74,7 +75,11 @@ pub(super) fn build(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
 fn describe(gpu: &Gpu) -> String {
     let facts = gpu.driver().facts();
     let (major, minor) = facts.capability;
-    format!("{}, compute capability {major}.{minor}, {} of memory", facts.name, ByteSize(facts.memory_bytes))
+    format!(
+        "{}, compute capability {major}.{minor}, {} of memory",
+        facts.name,
+        ByteSize(facts.memory_bytes)
+    )
 }
 
 /// Whether `--device auto` takes a GPU.

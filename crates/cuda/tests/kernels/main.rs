@@ -3,10 +3,10 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
-mod emulator;
-mod embedding;
-mod matmul;
 mod attention;
+mod embedding;
+mod emulator;
+mod matmul;
 mod norm;
 mod paged;
 mod rope;

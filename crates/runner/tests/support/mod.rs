@@ -27,6 +27,7 @@ pub(crate) fn executor(model: &LoadedModel, num_threads: usize) -> CpuExecutor {
         max_num_batched_tokens: 64,
         kv_dtype: Some(KvDtype::F32),
         num_threads,
+        max_lora_rank: 512,
     };
     let executor = CpuExecutor::new(model.clone(), &config).unwrap();
     assert_eq!(executor.limits().num_blocks, 128);

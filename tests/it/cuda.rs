@@ -1,0 +1,86 @@
+//! The CUDA device, on the emulated driver: the same scheduler, decoder and pool give the CPU's tokens.
+
+use crate::support::adapters::random_adapter;
+use crate::support::golden;
+use crate::support::scheduling::{Answer, Request, Setup, run, run_on, runner_config};
+use std::path::Path;
+use std::sync::Arc;
+use weft_cuda::{EmulatedDriver, Gpu, HalfType, Order};
+use weft_model::cuda::CudaModel;
+use weft_model::{LoadOptions, LoadedModel};
+use weft_runner::CudaExecutor;
+use weft_types::SamplingParams;
+
+/// Of log probabilities.
+const TOLERANCE: f32 = 0.02;
+
+fn model(path: &str) -> LoadedModel {
+    LoadedModel::load(Path::new(&golden(path)), &LoadOptions::default()).unwrap()
+}
+
+fn run_on_gpu(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
+    let driver = EmulatedDriver::load(Path::new(weft_emulator::LIBRARY), Order::Fixed).unwrap();
+    let gpu = Gpu::new(Arc::new(driver));
+    let half = HalfType::F16;
+    let uploaded = CudaModel::upload(&gpu, half, model).unwrap();
+    let config = runner_config(model, setup);
+    let executor = CudaExecutor::on_gpu(&gpu, uploaded, half, &config).unwrap();
+    run_on(executor, setup, requests)
+}
+
+/// Prompts short and long, ranks 1 to 64, bases among them, some later than others.
+fn requests(model: &LoadedModel, num: usize) -> Vec<Request> {
+    let spec = model.spec();
+    let prompt = |i: usize, len: usize| {
+        (0..len).map(|t| ((t * 31 + i * 17 + t * t) % spec.vocab_size) as u32).collect()
+    };
+    (0..num)
+        .map(|i| Request {
+            prompt: prompt(i, 3 + i * 37 % 90),
+            adapter: (i % 4 != 0)
+                .then(|| random_adapter(spec, [1, 3, 8, 16, 64][i % 5], i as u64)),
+            sampling: SamplingParams { logprobs: Some(1), ..SamplingParams::greedy() },
+            max_tokens: 3 + (i * 7 % 9) as u32,
+            arrival: i % 5,
+        })
+        .collect()
+}
+
+/// The same greedy tokens, with log probabilities as close as 16-bit activations allow. Where two
+/// tokens are as likely as each other by that measure, either may be chosen: these models are random,
+/// and have such ties. Returns how many answers ended in one.
+#[track_caller]
+fn assert_agree(got: &[Answer], want: &[Answer], what: &str) -> usize {
+    let mut num_ties = 0;
+    for (index, (got, want)) in got.iter().zip(want).enumerate() {
+        assert_eq!(got.tokens.len(), want.tokens.len());
+        for ((got_token, got), (want_token, want)) in got.tokens.iter().zip(&want.tokens) {
+            let error = (f32::from_bits(*got) - f32::from_bits(*want)).abs();
+            assert!(error < TOLERANCE, "{what}, request {index}: {error} apart");
+            if got_token != want_token {
+                num_ties += 1;
+                break;
+            }
+        }
+    }
+    num_ties
+}
+
+#[test]
+fn every_family_answers_as_on_the_cpu_with_mixed_adapters() {
+    for path in [
+        "models/tiny-llama",
+        "models/tiny-llama-rope3",
+        "models/tiny-mistral",
+        "models/tiny-qwen2",
+        "models/tiny-qwen3",
+        "gguf/tiny-mixed.gguf",
+    ] {
+        let model = model(path);
+        let requests = requests(&model, 12);
+        let (want, _) = run(&model, Setup::default(), &requests);
+        let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
+        let num_ties = assert_agree(&got, &want, path);
+        assert!(num_ties <= 1, "{path}: {num_ties} of 12 answers differ");
+    }
+}
