@@ -64,6 +64,7 @@ pub fn describe_device(num_threads: usize) -> String {
 pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
     match args.device {
         DeviceChoice::Auto | DeviceChoice::Cpu => {}
+        DeviceChoice::Cuda => bail!("--device cuda is not joined to the engine yet; use cpu"),
     }
     let model = load(path, args)?;
     let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);

@@ -161,6 +161,8 @@ pub enum DeviceChoice {
     Auto,
     /// The processor.
     Cpu,
+    /// An NVIDIA GPU; `weft check` says which there are. Needs a build with the feature `cuda`.
+    Cuda,
 }
 
 /// What to do with the float weights of a Hugging Face checkpoint.
