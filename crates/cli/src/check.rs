@@ -13,6 +13,8 @@ use crate::size::ByteSize;
 use crate::text_side;
 use std::path::{Path, PathBuf};
 use weft_adapters::{LoadLimits, check_adapter_name, load_peft_dir};
+use weft_cuda::Survey;
+use weft_cuda::devices::Absence;
 use weft_types::BaseModelSpec;
 
 /// Checks the machine, and what was named.
@@ -20,6 +22,7 @@ use weft_types::BaseModelSpec;
 pub fn check(args: &CheckArgs) -> Findings {
     let mut findings = Findings::default();
     machine_findings(&mut findings);
+    gpu_findings(&weft_cuda::survey(), &mut findings);
     let cache = cache_dir();
     let path = match args.model.as_deref() {
         Some(given) => model_path(given, cache.as_deref(), &mut findings),
@@ -51,6 +54,37 @@ fn machine_findings(findings: &mut Findings) {
         ),
         Some(free) => findings.add(Grade::Pass, format!("{free} of memory is free")),
         None => findings.add(Grade::Warn, "this system does not say how much memory is free"),
+    }
+}
+
+/// Each GPU, and why it would not be used. Everything works without one: no GPU is no warning, but one
+/// that lies idle is.
+fn gpu_findings(survey: &Survey, findings: &mut Findings) {
+    let devices = match &survey.devices {
+        Ok(devices) => devices,
+        Err(absence) => {
+            let grade = match absence {
+                Absence::NotBuilt | Absence::NoLibrary => Grade::Pass,
+                _ => Grade::Warn,
+            };
+            findings.add(grade, format!("no GPU: {absence}"));
+            return;
+        }
+    };
+    for device in devices {
+        let facts = &device.facts;
+        let (major, minor) = facts.capability;
+        let name = format!(
+            "GPU {}: {}, compute capability {major}.{minor}, {} of {} free",
+            device.ordinal,
+            facts.name,
+            ByteSize(device.free_bytes),
+            ByteSize(facts.memory_bytes)
+        );
+        match &device.refusal {
+            None => findings.add(Grade::Pass, name),
+            Some(reason) => findings.add(Grade::Warn, format!("{name}; not used: {reason}")),
+        }
     }
 }
 
@@ -184,6 +218,8 @@ fn adapter_finding(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use weft_cuda::devices::Found;
+    use weft_cuda::driver::DeviceFacts;
 
     fn checked(model: &str, adapters: AdapterArgs) -> Findings {
         check(&CheckArgs { model: Some(model.to_owned()), adapters })
@@ -196,6 +232,45 @@ mod tests {
         let text = findings.to_string();
         assert!(text.contains("FAIL  no-such-model: not a file or directory here"), "{text}");
         assert!(text.contains("CPU, "), "{text}");
+    }
+
+    fn said_of(devices: Result<Vec<Found>, Absence>) -> String {
+        let mut findings = Findings::default();
+        gpu_findings(&Survey { devices }, &mut findings);
+        findings.to_string()
+    }
+
+    #[test]
+    fn gpus_are_listed_with_the_reason_against_them() {
+        let found = |ordinal, capability, refusal: Option<&str>| Found {
+            ordinal,
+            facts: DeviceFacts {
+                name: "NVIDIA X".into(),
+                capability,
+                num_multiprocessors: 1,
+                memory_bytes: 80 << 30,
+            },
+            free_bytes: 79 << 30,
+            refusal: refusal.map(str::to_owned),
+        };
+        let text = said_of(Ok(vec![found(0, (9, 0), None), found(1, (7, 0), Some("too old"))]));
+        let name = "NVIDIA X, compute capability";
+        let memory = "79.0 GiB of 80.0 GiB free";
+        assert_eq!(
+            text,
+            format!(
+                "PASS  GPU 0: {name} 9.0, {memory}\n\
+                 WARN  GPU 1: {name} 7.0, {memory}; not used: too old\n"
+            )
+        );
+    }
+
+    #[test]
+    fn a_machine_without_a_gpu_passes_and_one_with_a_broken_driver_is_warned() {
+        assert!(said_of(Err(Absence::NoLibrary)).starts_with("PASS  no GPU: there is no NVIDIA"));
+        assert!(said_of(Err(Absence::NotBuilt)).contains("--features cuda"));
+        let old = Absence::TooOld { found: (12, 4), needed_major: 13 };
+        assert!(said_of(Err(old)).starts_with("WARN  no GPU: the NVIDIA driver is for CUDA 12.4"));
     }
 
     #[test]
