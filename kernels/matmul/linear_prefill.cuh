@@ -13,6 +13,8 @@ constexpr int kBlockRows = 128;
 constexpr int kBlockTiles = 8;
 constexpr int kWarpTiles = 2;
 constexpr int kWarpColumns = 8;
+// Columns whose products alternate.
+constexpr int kTogether = 2;
 constexpr int kOutputWarps = kBlockTiles / kWarpTiles;
 constexpr int kStages = 3;
 constexpr int kStageBytes = kBlockRows * kStep * 2;
@@ -121,12 +123,14 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
         }
         const unsigned char *stage = stages + step % kStages * kStageBytes;
 #pragma unroll
-        for (int c = 0; c < kWarpColumns; ++c) {
-            const uint32_t row = warp_row + c * 8 + g;
-            const uint4 x[2] = {*reinterpret_cast<const uint4 *>(stage + stage_offset(row, t)),
-                                *reinterpret_cast<const uint4 *>(stage + stage_offset(row, 4 + t))};
+        for (int first = 0; first < kWarpColumns; first += kTogether) {
+            uint4 x[kTogether][2];
 #pragma unroll
-            for (int i = 0; i < kWarpTiles; ++i) multiply<T, kFormat>(sums[i][c], w[i], x);
+            for (int c = 0; c < kTogether * 2; ++c) {
+                const uint32_t row = warp_row + (first + c / 2) * 8 + g;
+                x[c / 2][c % 2] = *reinterpret_cast<const uint4 *>(stage + stage_offset(row, c % 2 * 4 + t));
+            }
+            multiply<T, kFormat>([&](int i, int c) -> float (&)[4] { return sums[i][first + c]; }, w, x);
         }
     }
 

@@ -193,26 +193,30 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
         const bool has_min = (part.flags & kHasMin) != 0, group16 = (part.flags & kGroup16) != 0;
         // Of the two groups of 16 in a half of the step, by the lane's inputs.
         const bool in_second = lane_index() % 4 >= 2;
+        uint32_t scale[2][2], min[2][2] = {};  // of rows and halves of the step
+#pragma unroll
+        for (int at = 0; at < 4; ++at) {
+            const int row = at / 2, half = at % 2;
+            // Chosen among values, never among places: the words stay in registers.
+            const uint32_t words[4] = {from.scales[row], from.scales[at], from.scales[2 * at], from.scales[2 * at + 1]};
+            if (has_min) {
+                const uint32_t of_group16 = in_second ? words[3] : words[2];
+                const uint32_t scales = group16 ? of_group16 : words[1];
+                scale[row][half] = both_low(scales);
+                min[row][half] = both_high(scales);
+            } else {
+                const bool is_high = group16 ? in_second : half == 1;
+                scale[row][half] = __byte_perm(group16 ? words[1] : words[0], 0, is_high ? 0x3232 : 0x1010);
+            }
+        }
         const uint32_t offset = offset_pair<T>(part.offset);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                uint32_t scale, min = 0;
-                if (has_min) {
-                    const uint32_t *own = from.scales + row * 4 + j / 2 * 2;
-                    const uint32_t scales = !group16 ? from.scales[row * 2 + j / 2] : in_second ? own[1] : own[0];
-                    scale = both_low(scales);
-                    min = both_high(scales);
-                } else if (group16) {
-                    const uint32_t scales = from.scales[row * 2 + j / 2];
-                    scale = __byte_perm(scales, 0, in_second ? 0x3232 : 0x1010);
-                } else {
-                    scale = j / 2 == 0 ? both_low(from.scales[row]) : both_high(from.scales[row]);
-                }
                 const uint32_t word = word_of(from.codes[j / 2], j % 2 * 2 + row);
-                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), scale, min);
-                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), scale, min);
+                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), scale[row][j / 2], min[row][j / 2]);
+                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), scale[row][j / 2], min[row][j / 2]);
             }
         }
     } else {
@@ -228,23 +232,33 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
     }
 }
 
-// sums[16,8] += W[16,64] x^T[64,8]; `x`: the lane's inputs of either half of the step.
-template <typename T, Format kFormat>
-__device__ __forceinline__ void multiply(float (&sums)[4], const Fragments<kFormat> &w, const uint4 (&x)[2]) {
-    // The codebook's absmax is applied to products: in f32, and with fewer instructions.
-    float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+// sums(i,c)[16,8] += W(i)[16,64] x(c)^T[64,8]; `x`: the lane's inputs of either half of the step.
+// Products that depend on each other are as far apart as there are others.
+template <typename T, Format kFormat, int kTiles, int kColumns, typename Sums>
+__device__ __forceinline__ void multiply(const Sums &sums, const Fragments<kFormat> (&w)[kTiles],
+                                         const uint4 (&x)[kColumns][2]) {
+    // The codebook's absmax is applied to sums of a step: in f32, and with fewer instructions.
+    [[maybe_unused]] float own[kTiles][kColumns][4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        const uint32_t b[2] = {word_of(x[j / 2], j % 2 * 2), word_of(x[j / 2], j % 2 * 2 + 1)};
-        if constexpr (kFormat == Format::kCodebook) {
-            mma_m16n8k16<T>(own, w.a[j], b);
-        } else {
-            mma_m16n8k16<T>(sums, w.a[j], b);
+#pragma unroll
+        for (int at = 0; at < kTiles * kColumns; ++at) {
+            const int i = at / kColumns, c = at % kColumns;
+            const uint32_t b[2] = {word_of(x[c][j / 2], j % 2 * 2), word_of(x[c][j / 2], j % 2 * 2 + 1)};
+            if constexpr (kFormat == Format::kCodebook) {
+                mma_m16n8k16<T>(own[i][c], w[i].a[j], b);
+            } else {
+                mma_m16n8k16<T>(sums(i, c), w[i].a[j], b);
+            }
         }
     }
     if constexpr (kFormat == Format::kCodebook) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = fmaf(own[i], w.absmax[i / 2], sums[i]);
+        for (int at = 0; at < kTiles * kColumns; ++at) {
+            const int i = at / kColumns, c = at % kColumns;
+#pragma unroll
+            for (int r = 0; r < 4; ++r) sums(i, c)[r] = fmaf(own[i][c][r], w[i].absmax[r / 2], sums(i, c)[r]);
+        }
     }
 }
 
