@@ -15,12 +15,14 @@ constexpr int kSumStride = kTile + 4;
 
 // Steps that a warp loads ahead: about 20 KiB of a block are under way.
 template <Format kFormat, int kColumns, int kTiles>
-constexpr int kDepth = (kFormat == Format::kDense || kFormat == Format::kW8 ? 1 : 2) * (kColumns < 4 ? 2 : 4) / kTiles;
+constexpr int kDepth =
+    (kFormat == Format::kDense || kFormat == Format::kW8 ? 1 : 2) * (kColumns < 4 ? 2 : 4) / kTiles;
 
 // A warp multiplies kTiles tiles with kColumns times eight rows; kRowParts warps share a step.
 template <typename T, Format kFormat, int kTiles, int kColumns, int kRowParts>
 __device__ __forceinline__ void linear_decode(const LinearParams &p) {
     constexpr int kAhead = kDepth<kFormat, kColumns, kTiles>;
+    constexpr bool kOnce = kRowParts == 1;
     constexpr uint32_t kRows = kRowParts * kColumns * 8;
     // Tiles whose products alternate, where columns alone are too few to.
     constexpr int kTogether = kColumns < 4 ? kTiles : 1;
@@ -38,7 +40,9 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
         const uint32_t step = k_part + d * num_k_parts;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-            if (step < p.num_steps) load_step<kFormat, kRowParts == 1>(ring[d][i], part, tile(i), step, p.num_steps);
+            if (step < p.num_steps) {
+                load_step<kFormat, kOnce>(ring[d][i], part, tile(i), step, p.num_steps);
+            }
         }
     }
     const uint32_t *pair_table = reinterpret_cast<const uint32_t *>(dynamic_shared());
@@ -53,17 +57,18 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
         for (int d = 0; d < kAhead; ++d) {
             const uint32_t step = first + d * num_k_parts;
             if (step >= p.num_steps) break;
+            const uint32_t input = step * kStep + 8 * t;
             uint4 x[kColumns][2];
             const bool is_aligned = kFormat != Format::kDense || p.x_is_aligned != 0;
             if (is_aligned) {
 #pragma unroll
                 for (int c = 0; c < kColumns * 2; ++c) {
-                    x[c / 2][c % 2] = load_x8<T>(p, first_row + c / 2 * 8 + g, step * kStep + c % 2 * 32 + 8 * t);
+                    x[c / 2][c % 2] = load_x8<T>(p, first_row + c / 2 * 8 + g, input + c % 2 * 32);
                 }
             } else {
 #pragma unroll
                 for (int c = 0; c < kColumns * 2; ++c) {
-                    x[c / 2][c % 2] = gather_x8<T>(p, first_row + c / 2 * 8 + g, step * kStep + c % 2 * 32 + 8 * t);
+                    x[c / 2][c % 2] = gather_x8<T>(p, first_row + c / 2 * 8 + g, input + c % 2 * 32);
                 }
             }
             const uint32_t next = step + kAhead * num_k_parts;
@@ -75,10 +80,11 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
                     PackedStep<kFormat> &packed = ring[d][first_i + i];
                     dequantize<T, kFormat>(w[i], packed, part, pair_table);
                     if (next < p.num_steps) {
-                        load_step<kFormat, kRowParts == 1>(packed, part, tile(first_i + i), next, p.num_steps);
+                        load_step<kFormat, kOnce>(packed, part, tile(first_i + i), next, p.num_steps);
                     }
                 }
-                multiply<T, kFormat>([&](int i, int c) -> float (&)[4] { return sums[first_i + i][c]; }, w, x);
+                const auto of = [&](int i, int c) -> float (&)[4] { return sums[first_i + i][c]; };
+                multiply<T, kFormat>(of, w, x);
             }
         }
     }

@@ -59,7 +59,9 @@ __device__ __forceinline__ void store_outputs(const LinearPart &part, uint32_t r
     const size_t at = static_cast<size_t>(row) * part.num_outputs + output;
     float sums[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] = values[i] + (part.bias != nullptr ? __ldg(part.bias + output + i) : 0.0f);
+    for (int i = 0; i < 8; ++i) {
+        sums[i] = values[i] + (part.bias != nullptr ? __ldg(part.bias + output + i) : 0.0f);
+    }
     if ((part.flags & kOutF32) == 0) {
         Vec8<T> result;
 #pragma unroll
@@ -94,7 +96,9 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
 
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
-        if (i < static_cast<int>(p.num_steps)) fill_stage<T, kAligned>(stages + i * kStageBytes, p, first_row, i);
+        if (i < static_cast<int>(p.num_steps)) {
+            fill_stage<T, kAligned>(stages + i * kStageBytes, p, first_row, i);
+        }
         cp_async_commit();
     }
     PackedStep<kFormat> packed[kWarpTiles];
@@ -110,7 +114,9 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
         // What others copied is there, and nobody reads the stage before this any more.
         __syncthreads();
         const uint32_t ahead = step + kStages - 1;
-        if (ahead < p.num_steps) fill_stage<T, kAligned>(stages + ahead % kStages * kStageBytes, p, first_row, ahead);
+        if (ahead < p.num_steps) {
+            fill_stage<T, kAligned>(stages + ahead % kStages * kStageBytes, p, first_row, ahead);
+        }
         cp_async_commit();
         if (is_idle) continue;
         Fragments<kFormat> w[kWarpTiles];
@@ -130,7 +136,8 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
                 const uint32_t row = warp_row + (first + c / 2) * 8 + g;
                 x[c / 2][c % 2] = *reinterpret_cast<const uint4 *>(stage + stage_offset(row, c % 2 * 4 + t));
             }
-            multiply<T, kFormat>([&](int i, int c) -> float (&)[4] { return sums[i][first + c]; }, w, x);
+            const auto of = [&](int i, int c) -> float (&)[4] { return sums[i][first + c]; };
+            multiply<T, kFormat>(of, w, x);
         }
     }
 

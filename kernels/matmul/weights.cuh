@@ -67,7 +67,8 @@ __device__ __forceinline__ const LinearPart &part_of(const LinearParams &p, uint
     return p.parts[part];
 }
 
-template <Format kFormat> constexpr int kNumLoads = kFormat == Format::kDense ? 4 : kFormat == Format::kW8 ? 2 : 1;
+template <Format kFormat>
+constexpr int kNumLoads = kFormat == Format::kDense ? 4 : kFormat == Format::kW8 ? 2 : 1;
 template <Format kFormat>
 constexpr int kMaxScaleWords = kFormat == Format::kW8 ? 8 : kFormat == Format::kW4 ? 4 : 2;
 
@@ -151,11 +152,14 @@ template <> __device__ __forceinline__ uint32_t offset_pair<bf16>(uint32_t offse
     return pack2<bf16>(static_cast<float>(offset), static_cast<float>(offset));
 }
 // Two neighbours of four 8-bit codes minus the offset, exactly.
-template <typename T> __device__ __forceinline__ uint32_t codes8_pair(uint32_t word, bool second, uint32_t offset);
-template <> __device__ __forceinline__ uint32_t codes8_pair<f16>(uint32_t word, bool second, uint32_t offset) {
+template <typename T>
+__device__ __forceinline__ uint32_t codes8_pair(uint32_t word, bool second, uint32_t offset);
+template <>
+__device__ __forceinline__ uint32_t codes8_pair<f16>(uint32_t word, bool second, uint32_t offset) {
     return sub2<f16>(__byte_perm(word, 0x64646464u, second ? 0x4342 : 0x4140), offset);
 }
-template <> __device__ __forceinline__ uint32_t codes8_pair<bf16>(uint32_t word, bool second, uint32_t offset) {
+template <>
+__device__ __forceinline__ uint32_t codes8_pair<bf16>(uint32_t word, bool second, uint32_t offset) {
     // Seven bits fit beside the power of two: a nibble at a time.
     const uint32_t codes = __byte_perm(word, 0, second ? 0x4342 : 0x4140);
     const uint32_t low = sub2<bf16>((codes & 0x000f000fu) | 0x43004300u, 0x43004300u);
@@ -198,7 +202,8 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
         for (int at = 0; at < 4; ++at) {
             const int row = at / 2, half = at % 2;
             // Chosen among values, never among places: the words stay in registers.
-            const uint32_t words[4] = {from.scales[row], from.scales[at], from.scales[2 * at], from.scales[2 * at + 1]};
+            const uint32_t words[4] = {from.scales[row], from.scales[at], from.scales[2 * at],
+                                       from.scales[2 * at + 1]};
             if (has_min) {
                 const uint32_t of_group16 = in_second ? words[3] : words[2];
                 const uint32_t scales = group16 ? of_group16 : words[1];
@@ -215,8 +220,9 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
                 const uint32_t word = word_of(from.codes[j / 2], j % 2 * 2 + row);
-                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), scale[row][j / 2], min[row][j / 2]);
-                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), scale[row][j / 2], min[row][j / 2]);
+                const uint32_t s = scale[row][j / 2], m = min[row][j / 2];
+                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), s, m);
+                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), s, m);
             }
         }
     } else {
@@ -285,7 +291,8 @@ __device__ __forceinline__ uint4 gather_x8(const LinearParams &p, uint32_t row, 
 }
 
 template <typename T>
-__device__ __forceinline__ void store_output(const LinearPart &part, uint32_t row, uint32_t output, float value) {
+__device__ __forceinline__ void store_output(const LinearPart &part, uint32_t row, uint32_t output,
+                                             float value) {
     const size_t at = static_cast<size_t>(row) * part.num_outputs + output;
     if (part.bias != nullptr) value += __ldg(part.bias + output);
     if ((part.flags & kOutF32) != 0) {
