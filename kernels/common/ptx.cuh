@@ -129,6 +129,26 @@ inline void ldmatrix_x2_trans(uint32_t (&d)[2], const void *row) {
     weft::emulated::ldmatrix<2, true>(d, row);
 }
 
+// A matrix of 8 x 8 pairs of which a lane holds row lane / 4, columns 2 (lane % 4) and the next, in its
+// transposed form: the same place of the transposed matrix.
+inline uint32_t movmatrix_trans(uint32_t pair) {
+    uint32_t operands[2] = {pair, 0};
+    weft::emulated::warp_collective(kFullWarp, operands, [](void **lanes) {
+        uint16_t m[8][8];
+        for (int lane = 0; lane < 32; ++lane) {
+            std::memcpy(&m[lane / 4][2 * (lane % 4)], lanes[lane], 4);
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+            const int g = lane / 4, t = lane % 4;
+            static_cast<uint32_t *>(lanes[lane])[1] = m[2 * t][g] | uint32_t{m[2 * t + 1][g]} << 16;
+        }
+    });
+    return operands[1];
+}
+
+// 2^x, to about 22 bits; 0 at minus infinity.
+inline float exp2_approx(float x) { return std::exp2(x); }
+
 // Sixteen bytes from global to shared memory, past the registers. Zeros if not `valid`.
 inline void cp_async_16(void *shared, const void *global, bool valid = true) {
     static const unsigned char zeros[16] = {};
@@ -224,6 +244,17 @@ __device__ __forceinline__ void ldmatrix_x2_trans(uint32_t (&d)[2], const void *
                  : "=r"(d[0]), "=r"(d[1])
                  : "r"(shared_address(row))
                  : "memory");
+}
+
+__device__ __forceinline__ uint32_t movmatrix_trans(uint32_t pair) {
+    uint32_t result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+    return result;
+}
+__device__ __forceinline__ float exp2_approx(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
 }
 
 __device__ __forceinline__ void cp_async_16(void *shared, const void *global, bool valid = true) {

@@ -295,6 +295,9 @@ extern "C" const char *weft_emulated_name(int index) {
     return index >= 0 && static_cast<size_t>(index) < all.size() ? all[index].name.c_str() : nullptr;
 }
 
+// Bytes of the struct that a kernel takes.
+extern "C" size_t weft_emulated_param_bytes(int index) { return kernels()[index].param_bytes; }
+
 // Runs a kernel to its end. 0, or 1 with a sentence in `message`. With a seed that is not 0, the
 // order of threads and blocks is shuffled.
 extern "C" int weft_emulated_launch(int index, const unsigned *grid, const unsigned *block,

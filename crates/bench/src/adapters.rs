@@ -4,7 +4,7 @@
 use crate::rng::Rng;
 use half::f16;
 use safetensors::Dtype;
-use safetensors::tensor::{TensorView, serialize_to_file};
+use safetensors::tensor::{TensorView, serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io;
@@ -22,15 +22,33 @@ pub struct AdapterRecipe {
     pub seed: u64,
 }
 
-/// Writes a LoRA in f16 for every layer of `base`, alpha twice the rank, into `dir` (made if it
-/// does not exist).
-///
-/// Weights are uniform and small enough that the base still generates ordinary tokens.
+/// Writes [`adapter_files`] into `dir` (made if it does not exist).
 ///
 /// # Errors
 /// If the directory or a file in it cannot be written.
 pub fn write_adapter(dir: &Path, base: &BaseModelSpec, recipe: &AdapterRecipe) -> io::Result<()> {
     std::fs::create_dir_all(dir)?;
+    let files = adapter_files(base, recipe)?;
+    std::fs::write(dir.join("adapter_config.json"), files.config)?;
+    std::fs::write(dir.join("adapter_model.safetensors"), files.tensors)
+}
+
+/// What a PEFT directory holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterFiles {
+    /// `adapter_config.json`
+    pub config: String,
+    /// `adapter_model.safetensors`
+    pub tensors: Vec<u8>,
+}
+
+/// A LoRA in f16 for every layer of `base`, alpha twice the rank.
+///
+/// Weights are uniform and small enough that the base still generates ordinary tokens.
+///
+/// # Errors
+/// If the format cannot hold it.
+pub fn adapter_files(base: &BaseModelSpec, recipe: &AdapterRecipe) -> io::Result<AdapterFiles> {
     let config = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -40,7 +58,6 @@ pub fn write_adapter(dir: &Path, base: &BaseModelSpec, recipe: &AdapterRecipe) -
         "bias": "none",
         "target_modules": recipe.modules.iter().map(|module| module.hf_name()).collect::<Vec<_>>(),
     });
-    std::fs::write(dir.join("adapter_config.json"), format!("{config:#}\n"))?;
     let mut rng = Rng::new(recipe.seed, "adapter");
     let mut tensors = BTreeMap::new();
     for layer in 0..base.num_layers {
@@ -61,7 +78,8 @@ pub fn write_adapter(dir: &Path, base: &BaseModelSpec, recipe: &AdapterRecipe) -
         .map(|(name, (shape, data))| Ok((name, TensorView::new(Dtype::F16, shape.clone(), data)?)))
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(io::Error::other)?;
-    serialize_to_file(views, None, &dir.join("adapter_model.safetensors")).map_err(io::Error::other)
+    let tensors = serialize(views, None).map_err(io::Error::other)?;
+    Ok(AdapterFiles { config: format!("{config:#}\n"), tensors })
 }
 
 /// Where a linear sits in a Hugging Face decoder layer.

@@ -1,15 +1,19 @@
 //! `weft bench`: flags in, a report out. Joins the load generator with its targets.
 
-use crate::adapter_flags;
+use crate::adapter_flags::{self, NamedAdapter};
 use crate::args::bench::{EndpointChoice, PromptStyleChoice};
+use crate::args::serve::LoadFormat;
 use crate::args::{BenchAdaptersArgs, BenchEngineArgs, BenchServeArgs, LoadArgs};
 use crate::device::{self, BuiltExecutor};
 use crate::engine_target::EngineTarget;
+use crate::model_source::ModelSource;
 use crate::output::write_json;
 use crate::progress::count_bar;
+use crate::random_adapters::RandomAdapters;
 use crate::serve::{engine_config, find_model};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use weft_bench::{
@@ -71,14 +75,28 @@ pub async fn serve(args: BenchServeArgs) -> Result<Report> {
 /// # Errors
 /// If the model or an adapter cannot be loaded, or the flags contradict each other.
 pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
-    let source = find_model(Some(&args.model))?;
+    ensure!(args.ranks.iter().all(|&rank| rank > 0), "--ranks: a rank must be at least 1");
+    let source = match args.engine.load_format {
+        LoadFormat::Auto => find_model(Some(&args.model))?,
+        LoadFormat::Dummy => ModelSource {
+            path: PathBuf::from(&args.model),
+            default_name: args.model.clone(),
+            given: args.model.clone(),
+        },
+    };
     let BuiltExecutor { executor, spec, chunk_bytes, facts } =
         device::build_executor(&source.path, &args.engine)?;
     let base_names = vec![source.default_name.clone()];
-    let config =
-        adapter_flags::registry_config(&args.adapters, spec.clone(), base_names, chunk_bytes);
-    let named = adapter_flags::named_adapters(&args.adapters)?;
-    let registry = adapter_flags::open_registry(&args.adapters, config, &named)?;
+    let mut config =
+        adapter_flags::registry_config(&args.adapter_args, spec.clone(), base_names, chunk_bytes);
+    let mut named = adapter_flags::named_adapters(&args.adapter_args)?;
+    if args.adapters > 0 {
+        ensure!(named.is_empty(), "--adapters makes random adapters; leave out --adapter with it");
+        let random = RandomAdapters::new(spec.clone(), args.adapters, args.ranks.clone());
+        named.extend(random.names().map(|(name, path)| NamedAdapter { name, path }));
+        config.storage = Arc::new(random);
+    }
+    let registry = adapter_flags::open_registry(&args.adapter_args, config, &named)?;
     let names: Vec<String> = registry.list().into_iter().map(|info| info.name).collect();
     let mut leases = HashMap::new();
     for name in &names {

@@ -1,8 +1,10 @@
 //! The one place that joins model and engine: flags and a path in, a boxed [`Executor`] out. Nobody
 //! else here names the model, the runner or the kernels.
 
+mod gpu;
+
 use crate::args::EngineArgs;
-use crate::args::serve::{DeviceChoice, KvCacheDtype, QuantizeChoice};
+use crate::args::serve::{DeviceChoice, KvCacheDtype, LoadFormat, QuantizeChoice};
 use crate::machine;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
@@ -63,11 +65,16 @@ pub fn describe_device(num_threads: usize) -> String {
 /// A sentence about the model, or about flags that contradict each other.
 pub fn build_executor(path: &Path, args: &EngineArgs) -> Result<BuiltExecutor> {
     match args.device {
+        DeviceChoice::Cuda => return gpu::build(path, args),
+        DeviceChoice::Auto if gpu::is_usable() => return gpu::build(path, args),
         DeviceChoice::Auto | DeviceChoice::Cpu => {}
+    }
+    if args.load_format == LoadFormat::Dummy {
+        bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
     let model = load(path, args)?;
     let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);
-    let plan = MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token)?;
+    let plan = MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
     let spec = model.spec().clone();
     let (architecture, weight_bytes) = (model.config.architecture.clone(), model.weight_bytes());
     let config = RunnerConfig {
@@ -152,9 +159,15 @@ struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    fn new(args: &EngineArgs, max_context: usize, bytes_per_token: u64) -> Result<Self> {
+    /// `default_memory` is what there is without `--memory`.
+    fn new(
+        args: &EngineArgs,
+        max_context: usize,
+        bytes_per_token: u64,
+        default_memory: u64,
+    ) -> Result<Self> {
         let block = weft_kernels::kv::BLOCK_SIZE as u64;
-        let memory = args.memory.map_or_else(default_memory, |size| size.0);
+        let memory = args.memory.map_or(default_memory, |size| size.0);
         let memory_tokens = memory / (bytes_per_token * block) * block;
         if memory_tokens == 0 {
             bail!(
@@ -197,7 +210,7 @@ mod tests {
     fn plan(flags: &str, max_context: usize) -> Result<MemoryPlan> {
         let flags = format!("m {flags}");
         let args = ServeArgs::parse_flags(flags.split_whitespace()).unwrap();
-        MemoryPlan::new(&args.engine, max_context, 1024)
+        MemoryPlan::new(&args.engine, max_context, 1024, default_memory())
     }
 
     #[test]

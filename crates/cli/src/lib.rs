@@ -25,6 +25,7 @@ pub mod output;
 pub mod pip;
 pub mod progress;
 pub mod pull;
+pub mod random_adapters;
 pub mod run;
 pub mod serve;
 pub mod signals;

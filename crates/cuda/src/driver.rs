@@ -14,6 +14,7 @@ impl DevicePtr {
 
     /// So many bytes further on.
     #[must_use]
+    #[expect(clippy::should_implement_trait, reason = "as the methods of pointers are called")]
     pub fn add(self, num_bytes: usize) -> Self {
         Self(self.0 + num_bytes as u64)
     }

@@ -2,7 +2,7 @@
 
 use crate::batch::{AdapterSegment, ForwardBatch};
 use crate::config::ModelConfig;
-use crate::device::{Device, Projection};
+use crate::device::{Device, Projection, TensorKind};
 use std::ops::Range;
 use weft_kernels::attention::{AttentionShape, attention_into};
 use weft_kernels::lora::{self, LoraScratch, LoraTarget};
@@ -10,8 +10,8 @@ use weft_kernels::matmul::{self, Input, Job};
 use weft_kernels::quantize::QuantizedRows;
 use weft_kernels::rope::RopeTable;
 use weft_kernels::{
-    Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, ThreadPool, activation,
-    embedding, norm,
+    Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, PlacedAdapter, ThreadPool,
+    activation, embedding, norm,
 };
 use weft_types::{BlockId, Site};
 
@@ -118,8 +118,10 @@ pub fn kv_shape(config: &ModelConfig) -> KvShape {
 impl Device for CpuDevice {
     type Tensor = CpuTensor;
     type Linear = PackedLinear;
+    type Vector = Vec<f32>;
+    type Adapter = PlacedAdapter;
 
-    fn tensor(&self, max_rows: usize, width: usize) -> CpuTensor {
+    fn tensor(&mut self, _: TensorKind, max_rows: usize, width: usize) -> CpuTensor {
         CpuTensor { data: Vec::with_capacity(max_rows * width), width }
     }
 
@@ -138,12 +140,12 @@ impl Device for CpuDevice {
         }
     }
 
-    fn rms_norm(&mut self, x: &CpuTensor, weight: &[f32], eps: f32, out: &mut CpuTensor) {
+    fn rms_norm(&mut self, x: &CpuTensor, weight: &Vec<f32>, eps: f32, out: &mut CpuTensor) {
         let num_rows = x.num_rows();
         norm::rms_norm_into(&self.pool, self.isa, &x.data, weight, eps, out.set_rows(num_rows));
     }
 
-    fn head_norm(&mut self, x: &mut CpuTensor, weight: &[f32], eps: f32) {
+    fn head_norm(&mut self, x: &mut CpuTensor, weight: &Vec<f32>, eps: f32) {
         norm::rms_norm_in_place(&self.pool, self.isa, &mut x.data, weight, eps);
     }
 
@@ -167,7 +169,7 @@ impl Device for CpuDevice {
         }
         let mut jobs = projections.iter_mut().map(|projection| Job {
             weight: projection.weight,
-            bias: projection.bias,
+            bias: projection.bias.map(Vec::as_slice),
             accumulate: projection.accumulate,
             out: &mut projection.out.data,
         });
@@ -250,10 +252,10 @@ impl Device for CpuDevice {
         activation::silu_mul(&self.pool, self.isa, &mut gate.data, &up.data);
     }
 
-    fn gather(&mut self, x: &CpuTensor, rows: &[usize], out: &mut CpuTensor) {
+    fn gather(&mut self, batch: &ForwardBatch, x: &CpuTensor, out: &mut CpuTensor) {
         let width = x.width;
-        let target = out.set_rows(rows.len());
-        for (out, &row) in target.chunks_exact_mut(width).zip(rows) {
+        let target = out.set_rows(batch.logit_rows.len());
+        for (out, &row) in target.chunks_exact_mut(width).zip(&batch.logit_rows) {
             out.copy_from_slice(&x.data[row * width..(row + 1) * width]);
         }
     }

@@ -10,7 +10,7 @@
 
 use crate::batch::{AdapterSegment, ForwardBatch};
 use crate::config::ModelConfig;
-use crate::device::{Device, Projection};
+use crate::device::{Device, Projection, TensorKind};
 use crate::weights::{LayerWeights, LinearWeights, ModelWeights};
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,17 +21,19 @@ use weft_types::{Module, Site};
 #[derive(Debug)]
 pub struct Decoder<D: Device> {
     config: ModelConfig,
-    weights: Arc<ModelWeights<D::Linear>>,
+    weights: Arc<ModelWeights<D::Linear, D::Vector>>,
     device: D,
     max_logit_rows: usize,
     buffers: Buffers<D::Tensor>,
     /// Memory for the segments of a [`Self::logits`] call; empty between calls.
-    head_segments: Vec<AdapterSegment>,
+    head_segments: Vec<AdapterSegment<D::Adapter>>,
 }
 
 #[derive(Debug)]
 struct Buffers<T> {
     hidden: T,
+    /// Rows of `hidden` whose logits are wanted.
+    gathered: T,
     normed: T,
     q: T,
     k: T,
@@ -50,17 +52,24 @@ impl<D: Device> Decoder<D> {
     /// `max_rows` limits T of a batch, `max_logit_rows` the rows of one [`Self::logits`] call.
     pub fn new(
         config: ModelConfig,
-        weights: Arc<ModelWeights<D::Linear>>,
-        device: D,
+        weights: Arc<ModelWeights<D::Linear, D::Vector>>,
+        mut device: D,
         max_rows: usize,
         max_logit_rows: usize,
     ) -> Self {
         let spec = &config.spec;
         let q_width = spec.linear(Module::Q).num_outputs;
         let kv_width = spec.linear(Module::K).num_outputs;
-        let tensor = |width| device.tensor(max_rows, width);
+        let hidden = device.tensor(TensorKind::Residual, max_rows, spec.hidden_size);
+        let gathered = device.tensor(TensorKind::Residual, max_rows, spec.hidden_size);
+        let head_input = device.tensor(TensorKind::Activation, max_logit_rows, spec.hidden_size);
+        let logits = device.tensor(TensorKind::Logits, max_logit_rows, spec.vocab_size);
+        let mut tensor = |width| device.tensor(TensorKind::Activation, max_rows, width);
         let buffers = Buffers {
-            hidden: tensor(spec.hidden_size),
+            hidden,
+            gathered,
+            head_input,
+            logits,
             normed: tensor(spec.hidden_size),
             q: tensor(q_width),
             k: tensor(kv_width),
@@ -69,8 +78,6 @@ impl<D: Device> Decoder<D> {
             gate: tensor(spec.intermediate_size),
             up: tensor(spec.intermediate_size),
             picked: tensor(spec.hidden_size),
-            head_input: device.tensor(max_logit_rows, spec.hidden_size),
-            logits: device.tensor(max_logit_rows, spec.vocab_size),
         };
         let head_segments = Vec::new();
         Self { config, weights, device, max_logit_rows, buffers, head_segments }
@@ -109,22 +116,27 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Runs the layers over the batch: fills the cache and keeps the rows for [`Self::logits`].
-    pub fn forward(&mut self, batch: &ForwardBatch) {
+    pub fn forward(&mut self, batch: &ForwardBatch<D::Adapter>) {
         let weights = Arc::clone(&self.weights);
+        self.device.begin(batch);
         self.device.embed(batch, &weights.embedding, &mut self.buffers.hidden);
         for (index, layer) in weights.layers.iter().enumerate() {
             self.attention_block(batch, index, layer);
             self.mlp_block(batch, index, layer);
         }
         // The norm works row by row, so only rows that are read need it.
-        let Buffers { hidden, normed, picked, .. } = &mut self.buffers;
-        self.device.gather(hidden, &batch.logit_rows, normed);
-        self.device.rms_norm(normed, &weights.final_norm, self.config.rms_norm_eps, picked);
+        let Buffers { hidden, gathered, picked, .. } = &mut self.buffers;
+        self.device.gather(batch, hidden, gathered);
+        self.device.rms_norm(gathered, &weights.final_norm, self.config.rms_norm_eps, picked);
     }
 
     /// Logits `[range.len(), vocab]` of some of the batch's `logit_rows`, after [`Self::forward`],
     /// for the caller to scribble on; and the device, to work on them.
-    pub fn logits(&mut self, batch: &ForwardBatch, range: Range<usize>) -> (&mut D::Tensor, &D) {
+    pub fn logits(
+        &mut self,
+        batch: &ForwardBatch<D::Adapter>,
+        range: Range<usize>,
+    ) -> (&mut D::Tensor, &mut D) {
         assert!(range.len() <= self.max_logit_rows);
         let mut segments = std::mem::take(&mut self.head_segments);
         for AdapterSegment { rows, adapter } in &batch.logit_segments {
@@ -142,14 +154,14 @@ impl<D: Device> Decoder<D> {
         self.device.project(head_input, &segments, &mut [projection]);
         segments.clear();
         self.head_segments = segments;
-        (logits, &self.device)
+        (logits, &mut self.device)
     }
 
     fn attention_block(
         &mut self,
-        batch: &ForwardBatch,
+        batch: &ForwardBatch<D::Adapter>,
         index: usize,
-        layer: &LayerWeights<D::Linear>,
+        layer: &LayerWeights<D::Linear, D::Vector>,
     ) {
         let (eps, head_dim) = (self.config.rms_norm_eps, self.config.spec.head_dim);
         let shape = self.attention_shape(index);
@@ -177,7 +189,12 @@ impl<D: Device> Decoder<D> {
         device.project(attended, &batch.segments, &mut [out]);
     }
 
-    fn mlp_block(&mut self, batch: &ForwardBatch, index: usize, layer: &LayerWeights<D::Linear>) {
+    fn mlp_block(
+        &mut self,
+        batch: &ForwardBatch<D::Adapter>,
+        index: usize,
+        layer: &LayerWeights<D::Linear, D::Vector>,
+    ) {
         let eps = self.config.rms_norm_eps;
         let (device, buffers) = (&mut self.device, &mut self.buffers);
         device.rms_norm(&buffers.hidden, &layer.mlp_norm, eps, &mut buffers.normed);
@@ -200,15 +217,9 @@ impl<D: Device> Decoder<D> {
 fn projection<'a, D: Device>(
     layer: usize,
     module: Module,
-    linear: &'a LinearWeights<D::Linear>,
+    linear: &'a LinearWeights<D::Linear, D::Vector>,
     out: &'a mut D::Tensor,
 ) -> Projection<'a, D> {
     let site = Site::Layer { layer: layer as u32, module };
-    Projection {
-        weight: &linear.weight,
-        bias: linear.bias.as_deref(),
-        site,
-        accumulate: false,
-        out,
-    }
+    Projection { weight: &linear.weight, bias: linear.bias.as_ref(), site, accumulate: false, out }
 }

@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod config;
 pub mod cpu;
+pub mod cuda;
 pub mod decoder;
 pub mod device;
 mod error;
@@ -23,11 +24,13 @@ pub mod load;
 mod mapped_file;
 mod quantize;
 mod rope;
+mod shapes;
 pub mod weights;
 
 pub use batch::{AdapterSegment, ForwardBatch};
 pub use config::ModelConfig;
 pub use cpu::CpuDevice;
+pub use cuda::CudaDevice;
 pub use decoder::Decoder;
 pub use device::{Device, Projection};
 pub use error::ModelError;

@@ -3,36 +3,41 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use weft_kernels::{LentChunks, PlacedAdapter};
-use weft_types::{AdapterId, PackedAdapter};
+use weft_types::{AdapterId, ExecuteError, PackedAdapter};
 
 /// The thread `weft-copy`. Dropping this ends it after the copy that it is at.
 #[derive(Debug)]
-pub(crate) struct Copier {
+pub(crate) struct Copier<C, A> {
     /// `None` from the beginning of the drop.
-    channels: Option<(Sender<Load>, Receiver<Placed>)>,
+    channels: Option<(Sender<Load<C>>, Receiver<Placed<A>>)>,
     thread: Option<JoinHandle<()>>,
 }
 
-type Placed = (AdapterId, PlacedAdapter);
+type Placed<A> = (AdapterId, A);
 
-struct Load {
+/// Copies an adapter to its chunks.
+pub(crate) type Place<C, A> = fn(&PackedAdapter, C) -> Result<A, ExecuteError>;
+
+#[derive(Debug)]
+struct Load<C> {
     adapter: AdapterId,
     packed: Arc<PackedAdapter>,
-    chunks: LentChunks,
+    chunks: C,
 }
 
-impl Copier {
+impl<C: Send + 'static, A: Send + 'static> Copier<C, A> {
     /// Starts the thread.
     ///
     /// # Errors
     /// When the system refuses.
-    pub(crate) fn start() -> std::io::Result<Self> {
-        let (loads, requests) = channel::<Load>();
+    pub(crate) fn start(place: Place<C, A>) -> std::io::Result<Self> {
+        let (loads, requests) = channel::<Load<C>>();
         let (placed, finished) = channel();
         let thread = std::thread::Builder::new().name("weft-copy".into()).spawn(move || {
             for Load { adapter, packed, chunks } in requests {
-                if placed.send((adapter, PlacedAdapter::copy(&packed, chunks))).is_err() {
+                // A device that cannot copy cannot run steps either: those say so.
+                let Ok(copy) = place(&packed, chunks) else { continue };
+                if placed.send((adapter, copy)).is_err() {
                     return;
                 }
             }
@@ -41,7 +46,7 @@ impl Copier {
     }
 
     /// Asks for a copy. [`Self::next_placed`] will give it.
-    pub(crate) fn load(&self, adapter: AdapterId, packed: Arc<PackedAdapter>, chunks: LentChunks) {
+    pub(crate) fn load(&self, adapter: AdapterId, packed: Arc<PackedAdapter>, chunks: C) {
         if let Some((loads, _)) = &self.channels {
             // The thread ends only with this, or by a panic that it has told.
             let _ = loads.send(Load { adapter, packed, chunks });
@@ -49,12 +54,12 @@ impl Copier {
     }
 
     /// A copy that has ended and was not asked about yet.
-    pub(crate) fn next_placed(&self) -> Option<Placed> {
+    pub(crate) fn next_placed(&self) -> Option<Placed<A>> {
         self.channels.as_ref()?.1.try_recv().ok()
     }
 }
 
-impl Drop for Copier {
+impl<C, A> Drop for Copier<C, A> {
     fn drop(&mut self) {
         self.channels = None;
         if let Some(thread) = self.thread.take() {

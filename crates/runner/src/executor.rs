@@ -1,18 +1,17 @@
-//! The executor: a decoder on the CPU device, and the sampling state of the live sequences.
+//! The executor: a decoder on a device, and the sampling state of the live sequences.
 
 use crate::copier::Copier;
 use crate::layout::{RunnerConfig, RunnerError};
-use crate::logprobs;
-use crate::prepare::{LogitRow, PlacedAdapters, Prepared};
-use crate::sampler::{self, Drawn};
+use crate::prepare::{PlacedAdapters, Prepared};
 use crate::sequence::SequenceState;
+use crate::step_device::{Picked, StepDevice, Wanted};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use weft_kernels::Arena;
 use weft_model::{CpuDevice, Decoder, LoadedModel};
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, ExecuteError, Executor, ExecutorLimits, PackedAdapter,
-    SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan, TokenLogprobs,
+    SeqId, SequenceOutput, SequenceSpec, StepOutput, StepPlan,
 };
 
 /// Rows of one pass over the output head.
@@ -20,33 +19,28 @@ const MAX_LOGIT_ROWS: usize = 64;
 
 /// A model ready to run steps.
 #[derive(Debug)]
-pub struct CpuExecutor {
-    decoder: Decoder<CpuDevice>,
+pub struct ModelExecutor<D: StepDevice> {
+    decoder: Decoder<D>,
     limits: ExecutorLimits,
     sequences: FxHashMap<SeqId, SequenceState>,
-    adapters: PlacedAdapters,
-    copier: Copier,
+    adapters: PlacedAdapters<D::Adapter>,
+    copier: Copier<D::Chunks, D::Adapter>,
     /// Adapters unloaded before their copies ended.
     unwanted: FxHashSet<AdapterId>,
-    prepared: Prepared,
+    prepared: Prepared<D::Adapter>,
     picked: Vec<Picked>,
 }
 
-/// What was read from one row of logits.
-#[derive(Debug, Default)]
-struct Picked {
-    drawn: Option<Drawn>,
-    prompt_logprobs: Option<TokenLogprobs>,
-    is_finite: bool,
-}
+/// On the CPU.
+pub type CpuExecutor = ModelExecutor<CpuDevice>;
 
-impl CpuExecutor {
+impl ModelExecutor<CpuDevice> {
     /// Makes the memory pool and the threads.
     ///
     /// # Errors
     /// When the limits contradict each other.
     pub fn new(model: LoadedModel, config: &RunnerConfig) -> Result<Self, RunnerError> {
-        let limits = config.limits(&model)?;
+        let limits = config.limits(&model.config, config.kv_dtype(&model))?;
         let num_threads = match config.num_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
@@ -65,12 +59,21 @@ impl CpuExecutor {
             limits.max_num_batched_tokens,
             limits.max_num_seqs.min(MAX_LOGIT_ROWS),
         );
+        Self::with_decoder(decoder, limits)
+    }
+}
+
+impl<D: StepDevice<Adapter: Send + 'static>> ModelExecutor<D> {
+    pub(crate) fn with_decoder(
+        decoder: Decoder<D>,
+        limits: ExecutorLimits,
+    ) -> Result<Self, RunnerError> {
         Ok(Self {
             decoder,
             limits,
             sequences: FxHashMap::default(),
             adapters: PlacedAdapters::default(),
-            copier: Copier::start().map_err(RunnerError::Thread)?,
+            copier: Copier::start(D::place).map_err(RunnerError::Thread)?,
             unwanted: FxHashSet::default(),
             prepared: Prepared::default(),
             picked: Vec::new(),
@@ -96,49 +99,37 @@ impl CpuExecutor {
 
     fn is_placed(&self, adapter: AdapterRef) -> bool {
         let placed = self.adapters.get(&adapter.id);
-        placed.is_some_and(|placed| placed.layout().content_hash == adapter.content_hash)
+        placed.is_some_and(|placed| D::layout(placed).content_hash == adapter.content_hash)
     }
 
     /// Reads what is wanted of the rows `range` of the batch's logits.
-    fn pick(&mut self, plan: &StepPlan, range: std::ops::Range<usize>) {
+    fn pick(&mut self, plan: &StepPlan, range: std::ops::Range<usize>) -> Result<(), ExecuteError> {
         let rows = &self.prepared.logit_rows[range.clone()];
         self.picked.clear();
         self.picked.resize_with(rows.len(), Picked::default);
-        let vocab_size = self.decoder.config().spec.vocab_size;
         let (logits, device) = self.decoder.logits(&self.prepared.batch, range);
         let sequences = &self.sequences;
-        device.pool().zip_rows(
-            logits.data_mut(),
-            vocab_size,
-            &mut self.picked,
-            |i, row, picked| {
-                let state = &sequences[&plan.sequences[rows[i].planned].seq];
-                *picked = pick_row(&rows[i], state, row);
-            },
-        );
+        let state = |planned: usize| &sequences[&plan.sequences[planned].seq];
+        device.pick(logits, Wanted { rows, state: &state }, &mut self.picked)?;
+        device.check()
     }
 }
 
-fn pick_row(row: &LogitRow, state: &SequenceState, logits: &mut [f32]) -> Picked {
-    if !sampler::all_finite(logits) {
-        return Picked::default();
-    }
-    let prompt_logprobs = row.prompt_logprobs.then(|| {
-        let num_top = state.spec.sampling.prompt_logprobs.unwrap_or_default() as usize;
-        logprobs::of(logits, state.spec.prompt[row.position + 1], num_top)
-    });
-    let drawn = if row.sample { sampler::draw(logits, state) } else { None };
-    Picked { drawn, prompt_logprobs, is_finite: true }
-}
-
-impl Executor for CpuExecutor {
+impl<D: StepDevice> Executor for ModelExecutor<D>
+where
+    D: std::fmt::Debug,
+    D::Adapter: Send + Sync + 'static,
+    D::Tensor: Send,
+    D::Linear: Send + Sync,
+    D::Vector: Send + Sync,
+{
     fn limits(&self) -> ExecutorLimits {
         self.limits.clone()
     }
 
     fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {
         debug_assert_eq!(load.chunks.len(), adapter.num_chunks, "one chunk for each page");
-        let chunks = self.decoder.device_mut().lend(&load.chunks);
+        let chunks = self.decoder.device_mut().lend_chunks(&load.chunks);
         self.copier.load(load.adapter, adapter, chunks);
     }
 
@@ -175,11 +166,12 @@ impl Executor for CpuExecutor {
         let shape = self.decoder.attention_shape(0);
         self.prepared.fill(plan, &self.sequences, &self.adapters, &shape);
         self.decoder.forward(&self.prepared.batch);
+        self.decoder.device_mut().check()?;
 
         let num_rows = self.prepared.logit_rows.len();
         for start in (0..num_rows).step_by(self.decoder.max_logit_rows()) {
             let end = (start + self.decoder.max_logit_rows()).min(num_rows);
-            self.pick(plan, start..end);
+            self.pick(plan, start..end)?;
             for (row, picked) in self.prepared.logit_rows[start..end].iter().zip(&mut self.picked) {
                 let output = &mut output.sequences[row.planned];
                 output.prompt_logprobs.extend(picked.prompt_logprobs.take());

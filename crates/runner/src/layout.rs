@@ -46,6 +46,9 @@ pub enum RunnerError {
     /// A limit is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// The device has not as much memory, or failed.
+    #[error("{0}")]
+    Device(String),
     /// The system refused.
     #[error("cannot start the thread that copies adapters: {0}")]
     Thread(std::io::Error),
@@ -64,7 +67,7 @@ pub fn pool_layout(config: &ModelConfig, kv_dtype: KvDtype) -> usize {
 }
 
 impl RunnerConfig {
-    /// The dtype of the KV cache under a model.
+    /// The dtype of the KV cache under a model on the CPU.
     pub(crate) fn kv_dtype(&self, model: &LoadedModel) -> KvDtype {
         self.kv_dtype.unwrap_or(match model.weights.embedding.format() {
             Format::F32 => KvDtype::F32,
@@ -73,7 +76,11 @@ impl RunnerConfig {
     }
 
     /// The limits of an executor for a model.
-    pub(crate) fn limits(&self, model: &LoadedModel) -> Result<ExecutorLimits, RunnerError> {
+    pub(crate) fn limits(
+        &self,
+        model: &ModelConfig,
+        kv_dtype: KvDtype,
+    ) -> Result<ExecutorLimits, RunnerError> {
         for (name, value) in [
             ("--max-model-len", self.max_model_len),
             ("--max-num-seqs", self.max_num_seqs),
@@ -83,7 +90,7 @@ impl RunnerConfig {
                 return Err(RunnerError::Zero(name));
             }
         }
-        let chunk_bytes = pool_layout(&model.config, self.kv_dtype(model));
+        let chunk_bytes = pool_layout(model, kv_dtype);
         let num_blocks = self.memory_bytes / chunk_bytes;
         let needed = self.max_model_len.div_ceil(BLOCK_SIZE);
         if num_blocks < needed {

@@ -5,6 +5,7 @@
 //! to the device. Knows no queue, no clock and no text.
 
 mod copier;
+pub mod cuda;
 pub mod executor;
 mod layout;
 mod logprobs;
@@ -13,6 +14,8 @@ mod prepare;
 mod rng;
 pub mod sampler;
 mod sequence;
+pub mod step_device;
 
-pub use executor::CpuExecutor;
+pub use cuda::CudaExecutor;
+pub use executor::{CpuExecutor, ModelExecutor};
 pub use layout::{RunnerConfig, RunnerError, pool_layout};

@@ -3,18 +3,17 @@
 use crate::sequence::SequenceState;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
-use weft_kernels::PlacedAdapter;
 use weft_kernels::attention::{AttentionItem, AttentionShape};
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
 use weft_model::{AdapterSegment, ForwardBatch};
 use weft_types::{AdapterId, PlannedSequence, SeqId, StepPlan};
 
 /// The adapters on the device.
-pub(crate) type PlacedAdapters = FxHashMap<AdapterId, Arc<PlacedAdapter>>;
+pub(crate) type PlacedAdapters<A> = FxHashMap<AdapterId, Arc<A>>;
 
 /// What is wanted of one row of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct LogitRow {
+pub struct LogitRow {
     /// Index in the plan.
     pub(crate) planned: usize,
     /// Position of the row in its sequence.
@@ -26,21 +25,27 @@ pub(crate) struct LogitRow {
 }
 
 /// Reused from step to step.
-#[derive(Debug, Default)]
-pub(crate) struct Prepared {
-    pub(crate) batch: ForwardBatch,
+#[derive(Debug)]
+pub(crate) struct Prepared<A> {
+    pub(crate) batch: ForwardBatch<A>,
     /// One per entry of `batch.logit_rows`.
     pub(crate) logit_rows: Vec<LogitRow>,
     order: Vec<usize>,
 }
 
-impl Prepared {
+impl<A> Default for Prepared<A> {
+    fn default() -> Self {
+        Self { batch: ForwardBatch::default(), logit_rows: Vec::new(), order: Vec::new() }
+    }
+}
+
+impl<A> Prepared<A> {
     /// Lays out the step. Every planned sequence is in `sequences`, its adapter in `adapters`.
     pub(crate) fn fill(
         &mut self,
         plan: &StepPlan,
         sequences: &FxHashMap<SeqId, SequenceState>,
-        adapters: &PlacedAdapters,
+        adapters: &PlacedAdapters<A>,
         shape: &AttentionShape,
     ) {
         self.clear();
@@ -117,10 +122,10 @@ impl Prepared {
 }
 
 /// Extends the last segment or opens a new one.
-fn push_segment(
-    segments: &mut Vec<AdapterSegment>,
+fn push_segment<A>(
+    segments: &mut Vec<AdapterSegment<A>>,
     num_rows: usize,
-    adapter: Option<&Arc<PlacedAdapter>>,
+    adapter: Option<&Arc<A>>,
 ) {
     if num_rows == 0 {
         return;
@@ -132,6 +137,6 @@ fn push_segment(
     }
 }
 
-fn same(a: Option<&Arc<PlacedAdapter>>, b: Option<&Arc<PlacedAdapter>>) -> bool {
+fn same<A>(a: Option<&Arc<A>>, b: Option<&Arc<A>>) -> bool {
     a.map(Arc::as_ptr) == b.map(Arc::as_ptr)
 }

@@ -5,7 +5,7 @@ use weft_types::{SequenceSpec, TokenId};
 
 /// A sequence announced and not yet removed.
 #[derive(Debug)]
-pub(crate) struct SequenceState {
+pub struct SequenceState {
     pub(crate) spec: SequenceSpec,
     /// Tokens drawn so far: index of the next draw.
     pub(crate) num_drawn: u64,

@@ -146,9 +146,22 @@ Examples:
 pub struct BenchEngineArgs {
     /// A GGUF file, a Hugging Face directory, or the name of a known model.
     pub model: String,
+    /// So many adapters with random weights on all linears, made in memory.
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Adapters")]
+    pub adapters: usize,
+    /// Their ranks, taken in turn.
+    #[arg(
+        long,
+        visible_alias = "rank",
+        value_delimiter = ',',
+        default_value = "16",
+        value_name = "R,…",
+        help_heading = "Adapters"
+    )]
+    pub ranks: Vec<usize>,
     /// Which adapters; every one is asked for.
     #[command(flatten)]
-    pub adapters: AdapterArgs,
+    pub adapter_args: AdapterArgs,
     /// How to run the model.
     #[command(flatten)]
     pub engine: EngineArgs,

@@ -161,6 +161,18 @@ pub enum DeviceChoice {
     Auto,
     /// The processor.
     Cpu,
+    /// The first NVIDIA GPU that Weft can use; `weft check` says which.
+    Cuda,
+}
+
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LoadFormat {
+    /// The model's files.
+    #[default]
+    Auto,
+    /// Random numbers, made on a GPU.
+    Dummy,
 }
 
 /// What to do with the float weights of a Hugging Face checkpoint.
@@ -220,6 +232,10 @@ pub struct EngineArgs {
     /// they are.
     #[arg(long, value_enum, default_value_t, env = "WEFT_QUANTIZE", alias = "quantization")]
     pub quantize: QuantizeChoice,
+    /// Where weights come from. With `dummy` MODEL is a config.json, or the name of a shape
+    /// (llama-2-7b, llama-3.1-8b, qwen2.5-7b), and answers are nonsense at real speed.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_LOAD_FORMAT")]
+    pub load_format: LoadFormat,
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t, env = "WEFT_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: KvCacheDtype,

@@ -3,4 +3,9 @@
 
 pub mod embedding;
 pub mod matmul;
+pub mod attention;
+pub mod kv_cache;
+pub mod lora;
 pub mod norm;
+pub mod rows;
+pub mod sampling;

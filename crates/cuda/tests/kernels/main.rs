@@ -3,9 +3,14 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
+mod emulator;
 mod embedding;
 mod matmul;
+mod attention;
 mod norm;
+mod paged;
+mod rope;
+mod sampling;
 mod sanitizers;
 mod support;
 mod weights;

@@ -34,7 +34,7 @@ impl PlacedAdapter {
 
     /// What was copied.
     #[must_use]
-    pub fn layout(&self) -> &AdapterLayout {
+    pub fn layout(&self) -> &Arc<AdapterLayout> {
         &self.layout
     }
 

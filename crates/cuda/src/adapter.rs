@@ -1,0 +1,68 @@
+//! An adapter on the device: its pages in chunks of the pool, and the table by which kernels find them.
+
+use crate::adapter_table::{build, table_bytes};
+use crate::arena::CudaChunks;
+use crate::driver::{DevicePtr, DriverError, Stream};
+use crate::gpu::Buffer;
+use std::sync::Arc;
+use weft_types::{AdapterLayout, PackedAdapter, Site};
+
+/// Dropping it gives the chunks back.
+#[derive(Debug)]
+pub struct CudaAdapter {
+    layout: Arc<AdapterLayout>,
+    table: Buffer<u8>,
+    max_rank: usize,
+    has_head: bool,
+    _chunks: CudaChunks,
+}
+
+impl CudaAdapter {
+    /// Copies pages and table, and waits until they are there.
+    ///
+    /// # Errors
+    /// When the driver fails or has no memory for the table.
+    pub fn place(packed: &PackedAdapter, mut chunks: CudaChunks) -> Result<Self, DriverError> {
+        chunks.write_pages(&packed.pages)?;
+        let (layout, num_layers) = (&packed.layout, chunks.num_layers());
+        let gpu = chunks.gpu().clone();
+        let table = gpu.alloc::<u8>(table_bytes(layout, num_layers))?;
+        let bytes = build(layout, num_layers, |page| chunks.ptr(page), table.ptr());
+        // SAFETY: as long as it was allocated, and nobody has it yet.
+        unsafe { gpu.driver().upload(Stream::Copy, table.ptr(), &bytes)? };
+        gpu.driver().synchronize(Stream::Copy)?;
+        Ok(Self {
+            layout: Arc::clone(layout),
+            table,
+            max_rank: layout.max_rank(),
+            has_head: layout.at(Site::LmHead).is_some(),
+            _chunks: chunks,
+        })
+    }
+
+    /// What it consists of.
+    #[must_use]
+    pub fn layout(&self) -> &Arc<AdapterLayout> {
+        &self.layout
+    }
+
+    /// Its table.
+    pub(crate) fn table(&self) -> DevicePtr {
+        self.table.ptr()
+    }
+
+    /// The largest rank of an update.
+    pub(crate) fn max_rank(&self) -> usize {
+        self.max_rank
+    }
+
+    /// Whether the output head has an update.
+    pub(crate) fn has_head(&self) -> bool {
+        self.has_head
+    }
+
+    /// Whether the embedding has one.
+    pub(crate) fn has_embedding(&self) -> bool {
+        self.layout.embedding.is_some()
+    }
+}

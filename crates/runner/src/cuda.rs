@@ -1,0 +1,119 @@
+//! Executors on a GPU.
+
+use crate::executor::ModelExecutor;
+use crate::layout::{RunnerConfig, RunnerError};
+use crate::step_device::{Picked, StepDevice, Wanted, pick_row};
+use std::sync::Arc;
+use weft_cuda::ops::kv_cache::KvType;
+use weft_cuda::step_tables::StepLimits;
+use weft_cuda::tensor::CudaTensor;
+use weft_cuda::{CudaAdapter, CudaArena, CudaChunks, DriverError, Gpu, HalfType};
+use weft_kernels::KvDtype;
+use weft_kernels::kv::BLOCK_SIZE;
+use weft_model::cuda::CudaModel;
+use weft_model::{CudaDevice, Decoder};
+use weft_types::{AdapterLayout, BlockId, ExecuteError, PackedAdapter};
+
+/// Rows of one pass over the output head.
+const MAX_LOGIT_ROWS: usize = 256;
+
+/// On a GPU, or on an emulated one.
+pub type CudaExecutor = ModelExecutor<CudaDevice>;
+
+impl From<DriverError> for RunnerError {
+    fn from(error: DriverError) -> Self {
+        Self::Device(error.to_string())
+    }
+}
+
+impl ModelExecutor<CudaDevice> {
+    /// Makes the memory pool and the activations.
+    ///
+    /// # Errors
+    /// When the limits contradict each other or the device has not as much memory.
+    pub fn on_gpu(
+        gpu: &Gpu,
+        model: CudaModel,
+        half: HalfType,
+        config: &RunnerConfig,
+    ) -> Result<Self, RunnerError> {
+        let kv_dtype = config.kv_dtype.unwrap_or(match half {
+            HalfType::F16 => KvDtype::F16,
+            HalfType::Bf16 => KvDtype::Bf16,
+        });
+        let limits = config.limits(&model.config, kv_dtype)?;
+        let num_layers = model.config.spec.num_layers;
+        let arena = CudaArena::new(gpu, limits.num_blocks, limits.chunk_bytes, num_layers)?;
+        let max_logit_rows = limits.max_num_seqs.min(MAX_LOGIT_ROWS);
+        let step_limits = StepLimits {
+            max_rows: limits.max_num_batched_tokens,
+            max_seqs: limits.max_num_seqs,
+            max_blocks: limits.max_num_seqs * limits.max_model_len.div_ceil(BLOCK_SIZE),
+            max_logit_rows,
+        };
+        let kv_type = if kv_dtype == KvDtype::Bf16 { KvType::Bf16 } else { KvType::F16 };
+        let device = CudaDevice::new(
+            gpu,
+            &model.config,
+            (half, kv_type),
+            arena,
+            step_limits,
+            [limits.max_model_len, config.max_lora_rank],
+        )?;
+        let mut decoder = Decoder::new(
+            model.config,
+            Arc::new(model.weights),
+            device,
+            limits.max_num_batched_tokens,
+            max_logit_rows,
+        );
+        match decoder.device_mut().take_failure() {
+            Some(error) => Err(error.into()),
+            None => Self::with_decoder(decoder, limits),
+        }
+    }
+}
+
+fn failed(error: &DriverError) -> ExecuteError {
+    ExecuteError { message: format!("the GPU failed: {error}") }
+}
+
+impl StepDevice for CudaDevice {
+    type Chunks = CudaChunks;
+
+    fn lend_chunks(&mut self, chunks: &[BlockId]) -> CudaChunks {
+        self.ops().arena().lend(chunks)
+    }
+
+    fn place(packed: &PackedAdapter, chunks: CudaChunks) -> Result<CudaAdapter, ExecuteError> {
+        CudaAdapter::place(packed, chunks).map_err(|error| failed(&error))
+    }
+
+    fn layout(adapter: &CudaAdapter) -> &Arc<AdapterLayout> {
+        adapter.layout()
+    }
+
+    fn pick(
+        &mut self,
+        logits: &mut CudaTensor,
+        wanted: Wanted<'_>,
+        picked: &mut [Picked],
+    ) -> Result<(), ExecuteError> {
+        let outcome = self.ops().finish();
+        outcome.map_err(|error| failed(&error))?;
+        self.check()?;
+        let width = logits.width();
+        let mut values = Vec::new();
+        logits.read_f32(&mut values).map_err(|error| failed(&error))?;
+        for ((logits, row), picked) in
+            values.chunks_exact_mut(width).zip(wanted.rows).zip(picked)
+        {
+            *picked = pick_row(row, (wanted.state)(row.planned), logits);
+        }
+        Ok(())
+    }
+
+    fn check(&mut self) -> Result<(), ExecuteError> {
+        self.take_failure().map_or(Ok(()), |error| Err(failed(&error)))
+    }
+}
