@@ -52,7 +52,8 @@ template <typename T, Format kFormat> __device__ __forceinline__ void embed(cons
                 const float code = static_cast<float>(codes[at]) - static_cast<float>(p.offset);
                 value = affine(scales, has_min, first % kStep * num_groups / kStep, code);
             } else {
-                const uint32_t word = static_cast<const uint32_t *>(p.codes)[(step * kWarpSize + lane) * 4 + j];
+                const size_t at = (step * kWarpSize + lane) * 4 + j;
+                const uint32_t word = static_cast<const uint32_t *>(p.codes)[at];
                 const size_t row = (step * 8 + g) * 2 + high;
                 if constexpr (kFormat == Format::kW4) {
                     const uint32_t code = word >> (4 * (pair + i % 2 * 4)) & 15;

@@ -8,19 +8,24 @@
 
 #include "weights.cuh"
 
-constexpr int kDecodeThreads = 256;
+// Of few rows, whose sums leave room for it; else half as many.
+constexpr int kDecodeThreads = 512;
 // Floats between rows of sums in shared memory: no two lanes of a store meet in a bank.
 constexpr int kSumStride = kTile + 4;
 
-// Steps that a warp loads ahead.
-template <Format kFormat, int kTiles>
-constexpr int kDepth = (kFormat == Format::kDense || kFormat == Format::kW8 ? 4 : 8) / kTiles;
+// Steps that a warp loads ahead: about 20 KiB of a block are under way.
+template <Format kFormat, int kColumns, int kTiles>
+constexpr int kDepth =
+    (kFormat == Format::kDense || kFormat == Format::kW8 ? 1 : 2) * (kColumns < 4 ? 2 : 4) / kTiles;
 
 // A warp multiplies kTiles tiles with kColumns times eight rows; kRowParts warps share a step.
 template <typename T, Format kFormat, int kTiles, int kColumns, int kRowParts>
 __device__ __forceinline__ void linear_decode(const LinearParams &p) {
-    constexpr int kAhead = kDepth<kFormat, kTiles>;
+    constexpr int kAhead = kDepth<kFormat, kColumns, kTiles>;
+    constexpr bool kOnce = kRowParts == 1;
     constexpr uint32_t kRows = kRowParts * kColumns * 8;
+    // Tiles whose products alternate, where columns alone are too few to.
+    constexpr int kTogether = kColumns < 4 ? kTiles : 1;
     const LinearPart &part = part_of(p, blockIdx.x);
     const uint32_t first_tile = (blockIdx.x - part.first_block) * kTiles;
     const uint32_t g = lane_index() / 4, t = lane_index() % 4;
@@ -35,7 +40,9 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
         const uint32_t step = k_part + d * num_k_parts;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-            if (step < p.num_steps) load_step<kFormat, kRowParts == 1>(ring[d][i], part, tile(i), step, p.num_steps);
+            if (step < p.num_steps) {
+                load_step<kFormat, kOnce>(ring[d][i], part, tile(i), step, p.num_steps);
+            }
         }
     }
     const uint32_t *pair_table = reinterpret_cast<const uint32_t *>(dynamic_shared());
@@ -50,29 +57,34 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
         for (int d = 0; d < kAhead; ++d) {
             const uint32_t step = first + d * num_k_parts;
             if (step >= p.num_steps) break;
+            const uint32_t input = step * kStep + 8 * t;
             uint4 x[kColumns][2];
             const bool is_aligned = kFormat != Format::kDense || p.x_is_aligned != 0;
             if (is_aligned) {
 #pragma unroll
                 for (int c = 0; c < kColumns * 2; ++c) {
-                    x[c / 2][c % 2] = load_x8<T>(p, first_row + c / 2 * 8 + g, step * kStep + c % 2 * 32 + 8 * t);
+                    x[c / 2][c % 2] = load_x8<T>(p, first_row + c / 2 * 8 + g, input + c % 2 * 32);
                 }
             } else {
 #pragma unroll
                 for (int c = 0; c < kColumns * 2; ++c) {
-                    x[c / 2][c % 2] = gather_x8<T>(p, first_row + c / 2 * 8 + g, step * kStep + c % 2 * 32 + 8 * t);
+                    x[c / 2][c % 2] = gather_x8<T>(p, first_row + c / 2 * 8 + g, input + c % 2 * 32);
                 }
             }
             const uint32_t next = step + kAhead * num_k_parts;
 #pragma unroll
-            for (int i = 0; i < kTiles; ++i) {
-                Fragments<kFormat> w;
-                dequantize<T, kFormat>(w, ring[d][i], part, pair_table);
-                if (next < p.num_steps) {
-                    load_step<kFormat, kRowParts == 1>(ring[d][i], part, tile(i), next, p.num_steps);
-                }
+            for (int first_i = 0; first_i < kTiles; first_i += kTogether) {
+                Fragments<kFormat> w[kTogether];
 #pragma unroll
-                for (int c = 0; c < kColumns; ++c) multiply<T, kFormat>(sums[i][c], w, x[c]);
+                for (int i = 0; i < kTogether; ++i) {
+                    PackedStep<kFormat> &packed = ring[d][first_i + i];
+                    dequantize<T, kFormat>(w[i], packed, part, pair_table);
+                    if (next < p.num_steps) {
+                        load_step<kFormat, kOnce>(packed, part, tile(first_i + i), next, p.num_steps);
+                    }
+                }
+                const auto of = [&](int i, int c) -> float (&)[4] { return sums[first_i + i][c]; };
+                multiply<T, kFormat>(of, w, x);
             }
         }
     }
@@ -110,10 +122,10 @@ __device__ __forceinline__ void linear_decode(const LinearParams &p) {
     WEFT_KERNEL(linear_decode_##name##_rows16, LinearParams, kDecodeThreads) {                     \
         linear_decode<T, format, 2, 2, 1>(p);                                                      \
     }                                                                                              \
-    WEFT_KERNEL(linear_decode_##name##_rows32, LinearParams, kDecodeThreads) {                     \
+    WEFT_KERNEL(linear_decode_##name##_rows32, LinearParams, kDecodeThreads / 2) {                     \
         linear_decode<T, format, 2, 4, 1>(p);                                                      \
     }                                                                                              \
     /* x is the larger part of what is read: more outputs share it. */                             \
-    WEFT_KERNEL(linear_decode_##name##_rows64, LinearParams, kDecodeThreads) {                     \
+    WEFT_KERNEL(linear_decode_##name##_rows64, LinearParams, kDecodeThreads / 2) {                     \
         linear_decode<T, format, 4, 4, 2>(p);                                                      \
     }

@@ -13,6 +13,8 @@ constexpr int kBlockRows = 128;
 constexpr int kBlockTiles = 8;
 constexpr int kWarpTiles = 2;
 constexpr int kWarpColumns = 8;
+// Columns whose products alternate.
+constexpr int kTogether = 2;
 constexpr int kOutputWarps = kBlockTiles / kWarpTiles;
 constexpr int kStages = 3;
 constexpr int kStageBytes = kBlockRows * kStep * 2;
@@ -57,7 +59,9 @@ __device__ __forceinline__ void store_outputs(const LinearPart &part, uint32_t r
     const size_t at = static_cast<size_t>(row) * part.num_outputs + output;
     float sums[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[i] = values[i] + (part.bias != nullptr ? __ldg(part.bias + output + i) : 0.0f);
+    for (int i = 0; i < 8; ++i) {
+        sums[i] = values[i] + (part.bias != nullptr ? __ldg(part.bias + output + i) : 0.0f);
+    }
     if ((part.flags & kOutF32) == 0) {
         Vec8<T> result;
 #pragma unroll
@@ -92,7 +96,9 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
 
 #pragma unroll
     for (int i = 0; i < kStages - 1; ++i) {
-        if (i < static_cast<int>(p.num_steps)) fill_stage<T, kAligned>(stages + i * kStageBytes, p, first_row, i);
+        if (i < static_cast<int>(p.num_steps)) {
+            fill_stage<T, kAligned>(stages + i * kStageBytes, p, first_row, i);
+        }
         cp_async_commit();
     }
     PackedStep<kFormat> packed[kWarpTiles];
@@ -108,7 +114,9 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
         // What others copied is there, and nobody reads the stage before this any more.
         __syncthreads();
         const uint32_t ahead = step + kStages - 1;
-        if (ahead < p.num_steps) fill_stage<T, kAligned>(stages + ahead % kStages * kStageBytes, p, first_row, ahead);
+        if (ahead < p.num_steps) {
+            fill_stage<T, kAligned>(stages + ahead % kStages * kStageBytes, p, first_row, ahead);
+        }
         cp_async_commit();
         if (is_idle) continue;
         Fragments<kFormat> w[kWarpTiles];
@@ -121,12 +129,15 @@ template <typename T, Format kFormat> __device__ __forceinline__ void linear_pre
         }
         const unsigned char *stage = stages + step % kStages * kStageBytes;
 #pragma unroll
-        for (int c = 0; c < kWarpColumns; ++c) {
-            const uint32_t row = warp_row + c * 8 + g;
-            const uint4 x[2] = {*reinterpret_cast<const uint4 *>(stage + stage_offset(row, t)),
-                                *reinterpret_cast<const uint4 *>(stage + stage_offset(row, 4 + t))};
+        for (int first = 0; first < kWarpColumns; first += kTogether) {
+            uint4 x[kTogether][2];
 #pragma unroll
-            for (int i = 0; i < kWarpTiles; ++i) multiply<T, kFormat>(sums[i][c], w[i], x);
+            for (int c = 0; c < kTogether * 2; ++c) {
+                const uint32_t row = warp_row + (first + c / 2) * 8 + g;
+                x[c / 2][c % 2] = *reinterpret_cast<const uint4 *>(stage + stage_offset(row, c % 2 * 4 + t));
+            }
+            const auto of = [&](int i, int c) -> float (&)[4] { return sums[i][first + c]; };
+            multiply<T, kFormat>(of, w, x);
         }
     }
 

@@ -67,7 +67,8 @@ __device__ __forceinline__ const LinearPart &part_of(const LinearParams &p, uint
     return p.parts[part];
 }
 
-template <Format kFormat> constexpr int kNumLoads = kFormat == Format::kDense ? 4 : kFormat == Format::kW8 ? 2 : 1;
+template <Format kFormat>
+constexpr int kNumLoads = kFormat == Format::kDense ? 4 : kFormat == Format::kW8 ? 2 : 1;
 template <Format kFormat>
 constexpr int kMaxScaleWords = kFormat == Format::kW8 ? 8 : kFormat == Format::kW4 ? 4 : 2;
 
@@ -151,11 +152,14 @@ template <> __device__ __forceinline__ uint32_t offset_pair<bf16>(uint32_t offse
     return pack2<bf16>(static_cast<float>(offset), static_cast<float>(offset));
 }
 // Two neighbours of four 8-bit codes minus the offset, exactly.
-template <typename T> __device__ __forceinline__ uint32_t codes8_pair(uint32_t word, bool second, uint32_t offset);
-template <> __device__ __forceinline__ uint32_t codes8_pair<f16>(uint32_t word, bool second, uint32_t offset) {
+template <typename T>
+__device__ __forceinline__ uint32_t codes8_pair(uint32_t word, bool second, uint32_t offset);
+template <>
+__device__ __forceinline__ uint32_t codes8_pair<f16>(uint32_t word, bool second, uint32_t offset) {
     return sub2<f16>(__byte_perm(word, 0x64646464u, second ? 0x4342 : 0x4140), offset);
 }
-template <> __device__ __forceinline__ uint32_t codes8_pair<bf16>(uint32_t word, bool second, uint32_t offset) {
+template <>
+__device__ __forceinline__ uint32_t codes8_pair<bf16>(uint32_t word, bool second, uint32_t offset) {
     // Seven bits fit beside the power of two: a nibble at a time.
     const uint32_t codes = __byte_perm(word, 0, second ? 0x4342 : 0x4140);
     const uint32_t low = sub2<bf16>((codes & 0x000f000fu) | 0x43004300u, 0x43004300u);
@@ -193,26 +197,32 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
         const bool has_min = (part.flags & kHasMin) != 0, group16 = (part.flags & kGroup16) != 0;
         // Of the two groups of 16 in a half of the step, by the lane's inputs.
         const bool in_second = lane_index() % 4 >= 2;
+        uint32_t scale[2][2], min[2][2] = {};  // of rows and halves of the step
+#pragma unroll
+        for (int at = 0; at < 4; ++at) {
+            const int row = at / 2, half = at % 2;
+            // Chosen among values, never among places: the words stay in registers.
+            const uint32_t words[4] = {from.scales[row], from.scales[at], from.scales[2 * at],
+                                       from.scales[2 * at + 1]};
+            if (has_min) {
+                const uint32_t of_group16 = in_second ? words[3] : words[2];
+                const uint32_t scales = group16 ? of_group16 : words[1];
+                scale[row][half] = both_low(scales);
+                min[row][half] = both_high(scales);
+            } else {
+                const bool is_high = group16 ? in_second : half == 1;
+                scale[row][half] = __byte_perm(group16 ? words[1] : words[0], 0, is_high ? 0x3232 : 0x1010);
+            }
+        }
         const uint32_t offset = offset_pair<T>(part.offset);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
 #pragma unroll
             for (int row = 0; row < 2; ++row) {
-                uint32_t scale, min = 0;
-                if (has_min) {
-                    const uint32_t *own = from.scales + row * 4 + j / 2 * 2;
-                    const uint32_t scales = !group16 ? from.scales[row * 2 + j / 2] : in_second ? own[1] : own[0];
-                    scale = both_low(scales);
-                    min = both_high(scales);
-                } else if (group16) {
-                    const uint32_t scales = from.scales[row * 2 + j / 2];
-                    scale = __byte_perm(scales, 0, in_second ? 0x3232 : 0x1010);
-                } else {
-                    scale = j / 2 == 0 ? both_low(from.scales[row]) : both_high(from.scales[row]);
-                }
                 const uint32_t word = word_of(from.codes[j / 2], j % 2 * 2 + row);
-                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), scale, min);
-                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), scale, min);
+                const uint32_t s = scale[row][j / 2], m = min[row][j / 2];
+                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), s, m);
+                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), s, m);
             }
         }
     } else {
@@ -228,23 +238,33 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
     }
 }
 
-// sums[16,8] += W[16,64] x^T[64,8]; `x`: the lane's inputs of either half of the step.
-template <typename T, Format kFormat>
-__device__ __forceinline__ void multiply(float (&sums)[4], const Fragments<kFormat> &w, const uint4 (&x)[2]) {
-    // The codebook's absmax is applied to products: in f32, and with fewer instructions.
-    float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+// sums(i,c)[16,8] += W(i)[16,64] x(c)^T[64,8]; `x`: the lane's inputs of either half of the step.
+// Products that depend on each other are as far apart as there are others.
+template <typename T, Format kFormat, int kTiles, int kColumns, typename Sums>
+__device__ __forceinline__ void multiply(const Sums &sums, const Fragments<kFormat> (&w)[kTiles],
+                                         const uint4 (&x)[kColumns][2]) {
+    // The codebook's absmax is applied to sums of a step: in f32, and with fewer instructions.
+    [[maybe_unused]] float own[kTiles][kColumns][4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-        const uint32_t b[2] = {word_of(x[j / 2], j % 2 * 2), word_of(x[j / 2], j % 2 * 2 + 1)};
-        if constexpr (kFormat == Format::kCodebook) {
-            mma_m16n8k16<T>(own, w.a[j], b);
-        } else {
-            mma_m16n8k16<T>(sums, w.a[j], b);
+#pragma unroll
+        for (int at = 0; at < kTiles * kColumns; ++at) {
+            const int i = at / kColumns, c = at % kColumns;
+            const uint32_t b[2] = {word_of(x[c][j / 2], j % 2 * 2), word_of(x[c][j / 2], j % 2 * 2 + 1)};
+            if constexpr (kFormat == Format::kCodebook) {
+                mma_m16n8k16<T>(own[i][c], w[i].a[j], b);
+            } else {
+                mma_m16n8k16<T>(sums(i, c), w[i].a[j], b);
+            }
         }
     }
     if constexpr (kFormat == Format::kCodebook) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[i] = fmaf(own[i], w.absmax[i / 2], sums[i]);
+        for (int at = 0; at < kTiles * kColumns; ++at) {
+            const int i = at / kColumns, c = at % kColumns;
+#pragma unroll
+            for (int r = 0; r < 4; ++r) sums(i, c)[r] = fmaf(own[i][c][r], w[i].absmax[r / 2], sums(i, c)[r]);
+        }
     }
 }
 
@@ -271,7 +291,8 @@ __device__ __forceinline__ uint4 gather_x8(const LinearParams &p, uint32_t row, 
 }
 
 template <typename T>
-__device__ __forceinline__ void store_output(const LinearPart &part, uint32_t row, uint32_t output, float value) {
+__device__ __forceinline__ void store_output(const LinearPart &part, uint32_t row, uint32_t output,
+                                             float value) {
     const size_t at = static_cast<size_t>(row) * part.num_outputs + output;
     if (part.bias != nullptr) value += __ldg(part.bias + output);
     if ((part.flags & kOutF32) != 0) {

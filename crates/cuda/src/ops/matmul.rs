@@ -126,13 +126,13 @@ impl Plan {
             let shared_bytes = stages_bytes + table_bytes;
             return Self { kernel: 4, tiles: 8, threads: 256, shared_bytes };
         }
-        let (kernel, rows, tiles, row_parts) = match num_rows {
-            0..=8 => (0, 8, 2, 1),
-            9..=16 => (1, 16, 2, 1),
-            17..=32 => (2, 32, 2, 1),
-            _ => (3, 64, 4, 2),
+        let (kernel, rows, tiles, row_parts, max_warps) = match num_rows {
+            0..=8 => (0, 8, 2, 1, 16),
+            9..=16 => (1, 16, 2, 1, 16),
+            17..=32 => (2, 32, 2, 1, 8),
+            _ => (3, 64, 4, 2, 8),
         };
-        let k_parts = num_steps.clamp(1, 8 / row_parts);
+        let k_parts = num_steps.clamp(1, max_warps / row_parts);
         // Rows of sixteen sums, four floats apart.
         let sums_bytes = k_parts * rows * 20 * 4;
         let threads = (k_parts * row_parts * 32) as u32;
