@@ -80,7 +80,7 @@ pub fn table_bytes(layout: &AdapterLayout, num_layers: usize) -> usize {
         num_runs += num_other_runs(&update.a) + num_other_runs(&update.b);
         num_scales += if all_equal(&update.scales) { 0 } else { update.scales.len() };
     }
-    for update in &layout.embedding {
+    if let Some(update) = &layout.embedding {
         num_runs += num_other_runs(&update.a) + num_other_runs(&update.b);
     }
     num_sites(num_layers) * size_of::<SiteRecord>()

@@ -3,6 +3,8 @@
 
 #![expect(unsafe_code, reason = "launches")]
 
+mod lora;
 mod norm;
+mod rows;
 mod sanitizers;
 mod support;
