@@ -37,10 +37,13 @@ template <typename W, int kRows, bool kAligned>
 __device__ __forceinline__ void expand_piece(const BgmvExpandParams &p, const LoraPiece &piece,
                                              const LoraSite &site, ScaledH &scaled) {
     // Rows of B that are read ahead.
-    constexpr uint32_t kGroup = (kRows == 1 ? 8 : kRows == 4 ? 4 : 2) / (sizeof(W) <= 2 ? 1 : 2);
+    constexpr uint32_t kWanted = (kRows == 1 ? 8 : kRows == 4 ? 4 : 2) / (sizeof(W) <= 2 ? 1 : 2);
+    constexpr uint32_t kGroup = kAligned ? kWanted : 1;
     const uint32_t width = p.num_outputs[blockIdx.z];
     const uint32_t column = (blockIdx.x * kThreads + threadIdx.x) * 8;
     const bool active = column < width;
+    // Threads beyond the end read the first columns, and write nothing.
+    const uint32_t read_column = active ? column : 0;
     const float *h = p.h + (size_t{blockIdx.z} * p.num_rows + piece.first_row) * p.h_width;
     float sums[kRows][8] = {};
     uint32_t num = 0;
@@ -53,7 +56,7 @@ __device__ __forceinline__ void expand_piece(const BgmvExpandParams &p, const Lo
 #pragma unroll
             for (uint32_t i = 0; i < kGroup; ++i) {
                 const size_t row = min(from + i, num - 1);
-                if (active) next[i] = load_raw8<kAligned>(b + row * width, column, width);
+                next[i] = load_raw8<kAligned>(b + row * width, read_column, width);
             }
         };
         read_ahead(0);
