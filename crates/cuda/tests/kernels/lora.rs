@@ -80,13 +80,14 @@ impl Adapter {
     }
 
     fn load(gpu: &Gpu, chunk_bytes: usize, lowered: LoweredAdapter) -> Self {
-        let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
-        let pages: Vec<_> = packed.pages.iter().map(|page| gpu.upload(page).unwrap()).collect();
+        let packed = PackedAdapter::pack(&lowered, chunk_bytes).expect("rows fit");
+        let pages: Vec<_> =
+            packed.pages.iter().map(|page| gpu.upload(page).expect("the device works")).collect();
         let len = adapter_table::table_bytes(&packed.layout, NUM_LAYERS);
-        let mut table = gpu.alloc::<u8>(len).unwrap();
+        let mut table = gpu.alloc::<u8>(len).expect("the device works");
         let address = |page: usize| pages[page].ptr();
         let bytes = adapter_table::build(&packed.layout, NUM_LAYERS, address, table.ptr());
-        table.write(0, &bytes).unwrap();
+        table.write(0, &bytes).expect("the device works");
         Self { lowered, table, _pages: pages }
     }
 }
@@ -132,7 +133,7 @@ fn run(
     let num_rows: usize = segments.iter().map(|segment| segment.0).sum();
     let mut rng = Rng::new(77);
     let x = to_halves(case.half, &rng.floats(num_rows * case.num_inputs));
-    let device_x = gpu.upload(&x).unwrap();
+    let device_x = gpu.upload(&x).expect("the device works");
     let mut list = work(adapters, segments);
     list.pad_decode(list.decode().len() + 1);
     let before: Vec<Vec<f32>> =
@@ -143,10 +144,12 @@ fn run(
     let before: Vec<Vec<u32>> =
         before.iter().map(|values| values.iter().map(|&v| bits(v)).collect()).collect();
     let narrow = |values: &[u32]| values.iter().map(|&bits| bits as u16).collect::<Vec<_>>();
-    let halves: Vec<Buffer<u16>> =
-        before.iter().map(|values| gpu.upload(&narrow(values)).unwrap()).collect();
+    let halves: Vec<Buffer<u16>> = before
+        .iter()
+        .map(|values| gpu.upload(&narrow(values)).expect("the device works"))
+        .collect();
     let floats: Vec<Buffer<u32>> =
-        before.iter().map(|values| gpu.upload(values).unwrap()).collect();
+        before.iter().map(|values| gpu.upload(values).expect("the device works")).collect();
     let out = |p: usize| if is_half { halves[p].ptr() } else { floats[p].ptr() };
     let targets: Vec<LoraTarget> = case
         .targets
@@ -158,9 +161,11 @@ fn run(
             out: out(p),
         })
         .collect();
-    let h = gpu.alloc::<f32>(lora::scratch_len(num_rows, case.max_rank, case.num_inputs)).unwrap();
+    let h = gpu
+        .alloc::<f32>(lora::scratch_len(num_rows, case.max_rank, case.num_inputs))
+        .expect("the device works");
     let launch = |pieces: &[LoraPiece], is_decode: bool| {
-        let device_pieces = gpu.upload(pieces).unwrap();
+        let device_pieces = gpu.upload(pieces).expect("the device works");
         let input = LoraInput {
             pieces: device_pieces.ptr(),
             num_pieces: pieces.len(),
@@ -174,9 +179,9 @@ fn run(
         // SAFETY: the buffers are as long as the shapes say.
         unsafe {
             if is_decode {
-                lora::bgmv(gpu, types, &input, &targets).unwrap();
+                lora::bgmv(gpu, types, &input, &targets).expect("the device works");
             } else {
-                lora::sgmv(gpu, types, &input, &targets).unwrap();
+                lora::sgmv(gpu, types, &input, &targets).expect("the device works");
             }
         }
     };
@@ -184,10 +189,10 @@ fn run(
     launch(list.prefill(), false);
     let after = |p: usize| -> Vec<u32> {
         if is_half {
-            let bits = halves[p].read(0..halves[p].len()).unwrap();
+            let bits = halves[p].read(0..halves[p].len()).expect("the device works");
             bits.into_iter().map(u32::from).collect()
         } else {
-            floats[p].read(0..floats[p].len()).unwrap()
+            floats[p].read(0..floats[p].len()).expect("the device works")
         }
     };
     let outputs = before.into_iter().enumerate().map(|(p, before)| (before, after(p))).collect();
