@@ -139,3 +139,14 @@ __device__ __forceinline__ void add8(Out *row, uint32_t column, uint32_t width, 
         }
     }
 }
+// The same at a row of f32, f16 or bf16. One kernel serves all: only its end differs.
+template <bool kAligned>
+__device__ __forceinline__ void add8(Dtype dtype, void *out, size_t row, uint32_t column, uint32_t width,
+                                     const float (&add)[8]) {
+    switch (dtype) {
+        case Dtype::kF32: return add8<kAligned>(static_cast<float *>(out) + row * width, column, width, add);
+        case Dtype::kF16: return add8<kAligned>(static_cast<f16 *>(out) + row * width, column, width, add);
+        case Dtype::kBf16: return add8<kAligned>(static_cast<bf16 *>(out) + row * width, column, width, add);
+        case Dtype::kI8: return;
+    }
+}

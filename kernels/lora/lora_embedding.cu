@@ -1,7 +1,7 @@
 // h[t,j] = scale * A[token[t],j]    A:[vocab,rank]  h:[T,rank] f32
 //
 // The first half of an adapter's embedding update, out[t,:] += scale * A[token[t],:] B; the second is
-// the expand of bgmv.cu or sgmv.cu. A block is a piece, a warp takes a row.
+// the expand of bgmv_expand.cu or sgmv_expand.cu. A block is a piece, a warp takes a row.
 #include "lora.cuh"
 
 struct LoraEmbeddingParams {

@@ -16,6 +16,8 @@ struct SgmvExpandParams {
     uint32_t h_width;
     uint32_t num_splits;
     uint32_t h_bytes;  // of shared memory for h in 16 bits, a multiple of 16
+    Dtype out_dtype;
+    uint32_t pad;
 };
 
 constexpr uint32_t kRows = 64;
@@ -76,13 +78,13 @@ __device__ __forceinline__ void prepare_h(const SgmvExpandParams &p, const LoraP
 }
 
 // y += the sums of a tile: through shared memory, so that a thread has eight columns of a row.
-template <typename Out, bool kAligned>
-__device__ __forceinline__ void add_tile(Out *out, uint32_t first_column, uint32_t width, uint32_t num_rows,
-                                         const float (&d)[4][4][4], float *sums, const float *factors) {
+template <bool kAligned>
+__device__ __forceinline__ void add_tile(const SgmvExpandParams &p, const LoraPiece &piece,
+                                         uint32_t first_column, uint32_t width, const float (&d)[4][4][4], float *sums, const float *factors) {
     const uint32_t lane = lane_index();
 #pragma unroll
     for (uint32_t m = 0; m < 4; ++m) {
-        if (m * 16 >= num_rows) break;
+        if (m * 16 >= piece.num_rows) break;
 #pragma unroll
         for (uint32_t n = 0; n < 4; ++n) {
             float *to = sums + lane / 4 * kSumsWidth + n * 8 + lane % 4 * 2;
@@ -94,20 +96,20 @@ __device__ __forceinline__ void add_tile(Out *out, uint32_t first_column, uint32
         for (uint32_t half = 0; half < 2; ++half) {
             const uint32_t row = half * 8 + lane / 4, t = m * 16 + row;
             const uint32_t column = first_column + lane % 4 * 8;
-            if (t >= num_rows || column >= width) continue;
+            if (t >= piece.num_rows || column >= width) continue;
             const float *from = sums + row * kSumsWidth + lane % 4 * 8;
             const float4 low = *reinterpret_cast<const float4 *>(from);
             const float4 high = *reinterpret_cast<const float4 *>(from + 4);
             const float factor = factors[t];
             const float add[8] = {low.x * factor,  low.y * factor,  low.z * factor,  low.w * factor,
                                   high.x * factor, high.y * factor, high.z * factor, high.w * factor};
-            add8<kAligned>(out + size_t{t} * width, column, width, add);
+            add8<kAligned>(p.out_dtype, p.out[blockIdx.z], piece.first_row + t, column, width, add);
         }
         __syncwarp();
     }
 }
 
-template <typename T, typename Out, typename W, bool kAligned>
+template <typename T, typename W, bool kAligned>
 __device__ __forceinline__ void expand_tiles(const SgmvExpandParams &p, const LoraPiece &piece,
                                              const LoraSite &site) {
     T *const h = reinterpret_cast<T *>(dynamic_shared());
@@ -166,15 +168,14 @@ __device__ __forceinline__ void expand_tiles(const SgmvExpandParams &p, const Lo
         }
         if (step + 1 < num_steps) b.end(shared.b[(step + 1) % 2]);
         if (step % num_chunks + 1 < num_chunks) continue;
-        Out *out = static_cast<Out *>(p.out[blockIdx.z]) + size_t{piece.first_row} * width;
         const uint32_t column = first_column + step / num_chunks * kColumns + warp * kWarpColumns;
-        add_tile<Out, kAligned>(out, column, width, piece.num_rows, d, shared.sums[warp], shared.factors);
+        add_tile<kAligned>(p, piece, column, width, d, shared.sums[warp], shared.factors);
 #pragma unroll
         for (uint32_t i = 0; i < 64; ++i) d[i / 16][i / 4 % 4][i % 4] = 0.0f;
     }
 }
 
-template <typename T, typename Out> __device__ __forceinline__ void sgmv_expand(const SgmvExpandParams &p) {
+template <typename T> __device__ __forceinline__ void sgmv_expand(const SgmvExpandParams &p) {
     const LoraPiece piece = p.pieces[blockIdx.y];
     const uint32_t width = p.num_outputs[blockIdx.z];
     if (piece.num_rows == 0 || blockIdx.x * kTiles * kColumns >= width) return;
@@ -183,14 +184,12 @@ template <typename T, typename Out> __device__ __forceinline__ void sgmv_expand(
     with_dtype(site.b_dtype, [&](auto of) {
         using W = typename decltype(of)::type;
         if (width % 8 == 0) {
-            expand_tiles<T, Out, W, true>(p, piece, site);
+            expand_tiles<T, W, true>(p, piece, site);
         } else {
-            expand_tiles<T, Out, W, false>(p, piece, site);
+            expand_tiles<T, W, false>(p, piece, site);
         }
     });
 }
 
-WEFT_KERNEL_BLOCKS(sgmv_expand_f16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<f16, f16>(p); }
-WEFT_KERNEL_BLOCKS(sgmv_expand_bf16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<bf16, bf16>(p); }
-WEFT_KERNEL_BLOCKS(sgmv_expand_f16_f32, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<f16, float>(p); }
-WEFT_KERNEL_BLOCKS(sgmv_expand_bf16_f32, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<bf16, float>(p); }
+WEFT_KERNEL_BLOCKS(sgmv_expand_f16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<f16>(p); }
+WEFT_KERNEL_BLOCKS(sgmv_expand_bf16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<bf16>(p); }

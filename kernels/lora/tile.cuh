@@ -23,7 +23,8 @@ __device__ __forceinline__ T *tile_chunk(T *tile, uint32_t row, uint32_t chunk) 
 }
 
 // A thread copies one chunk in each of four groups of rows. What needs no conversion is copied past
-// the registers; else `begin` reads into registers and `end`, after other work, writes.
+// the registers; else `begin` reads into registers and `end`, after other work, writes. Widths that
+// are no multiples of eight are right, not fast: one chunk after the other, all in `begin`.
 template <typename W, typename T, uint32_t kColumns, bool kAligned> struct TileLoader {
     static constexpr bool kDirect = IsSame<W, T>::value && kAligned;
     static constexpr uint32_t kChunks = kColumns / 8;
@@ -33,7 +34,7 @@ template <typename W, typename T, uint32_t kColumns, bool kAligned> struct TileL
     const W *rows[kGroups];
     uint32_t is_there;    // a bit for each group: its row exists
     uint32_t num_groups;  // the others are not even written
-    Raw8<W> raw[kDirect ? 1 : kGroups];
+    Raw8<W> raw[kDirect || !kAligned ? 1 : kGroups];
 
     static __device__ __forceinline__ uint32_t row(uint32_t group) {
         return group * kGroupRows + threadIdx.x / kChunks;
@@ -50,26 +51,34 @@ template <typename W, typename T, uint32_t kColumns, bool kAligned> struct TileL
             if constexpr (kDirect) {
                 const W *from = rows[group] + (valid ? column : 0);
                 cp_async_16(tile_chunk<kColumns>(tile, row(group), chunk()), from, valid);
-            } else if (valid) {
-                raw[group] = load_raw8<kAligned>(rows[group], column, width);
             } else {
+                Raw8<W> &own = raw[kAligned ? group : 0];
+                if (valid) {
+                    own = load_raw8<kAligned>(rows[group], column, width);
+                } else {
 #pragma unroll
-                for (int i = 0; i < 8; ++i) raw[group].x[i] = from_f32<W>(0.0f);
+                    for (int i = 0; i < 8; ++i) own.x[i] = from_f32<W>(0.0f);
+                }
+                if constexpr (!kAligned) write(tile, group, own);
             }
         }
     }
 
     __device__ __forceinline__ void end(T *tile) {
-        if constexpr (!kDirect) {
+        if constexpr (!kDirect && kAligned) {
 #pragma unroll
             for (uint32_t group = 0; group < kGroups; ++group) {
                 if (group >= num_groups) break;
-                float values[8];
-                unpack8(raw[group], values);
-                const uint4 packed = make_uint4(pack2<T>(values[0], values[1]), pack2<T>(values[2], values[3]),
-                                                pack2<T>(values[4], values[5]), pack2<T>(values[6], values[7]));
-                *reinterpret_cast<uint4 *>(tile_chunk<kColumns>(tile, row(group), chunk())) = packed;
+                write(tile, group, raw[group]);
             }
         }
+    }
+
+  private:
+    static __device__ __forceinline__ void write(T *tile, uint32_t group, const Raw8<W> &own) {
+        float v[8];
+        unpack8(own, v);
+        *reinterpret_cast<uint4 *>(tile_chunk<kColumns>(tile, row(group), chunk())) =
+            make_uint4(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]), pack2<T>(v[4], v[5]), pack2<T>(v[6], v[7]));
     }
 };

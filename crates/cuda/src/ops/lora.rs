@@ -2,7 +2,7 @@
 //!
 //! `y_p[t,:] += sum_j scales[j] * (x[t,:] . A_p[j,:]) * B_p[j,:]`, `x:[T,K]`, `A:[rank,K]`,
 //! `B:[rank,N]`, `y:[T,N]`, for up to three targets p that share x. Decode (BGMV):
-//! `kernels/lora/bgmv.cu`; prefill (SGMV): `kernels/lora/sgmv_{shrink,expand}.cu`; the embedding's
+//! `kernels/lora/bgmv_{shrink,expand}.cu`; prefill (SGMV): `kernels/lora/sgmv_{shrink,expand}.cu`; the embedding's
 //! update and gains beside them. What an adapter has where: [`crate::adapter_table`]; which rows:
 //! [`crate::work_list`].
 
@@ -98,6 +98,8 @@ struct BgmvExpandParams {
     num_outputs: [u32; MAX_TARGETS],
     num_rows: u32,
     h_width: u32,
+    out_dtype: u32,
+    pad: u32,
 }
 
 /// As in the kernels.
@@ -128,6 +130,8 @@ struct SgmvExpandParams {
     h_width: u32,
     num_splits: u32,
     h_bytes: u32,
+    out_dtype: u32,
+    pad: u32,
 }
 
 /// As in the kernel.
@@ -327,15 +331,12 @@ unsafe fn bgmv_expand(
         num_outputs: num_outputs(targets),
         num_rows: input.num_rows as u32,
         h_width: h_width(input.max_rank) as u32,
-    };
-    let kernel = match (out, half) {
-        (OutType::F32, _) => "bgmv_expand_f32",
-        (OutType::Half, HalfType::F16) => "bgmv_expand_f16",
-        (OutType::Half, HalfType::Bf16) => "bgmv_expand_bf16",
+        out_dtype: out_dtype(half, out),
+        pad: 0,
     };
     let shape = expand_shape(input, targets, DECODE_OUTPUTS);
     // SAFETY: the caller's promise; the kernel takes this struct.
-    unsafe { gpu.launch(kernel, shape, &params) }
+    unsafe { gpu.launch("bgmv_expand", shape, &params) }
 }
 
 unsafe fn sgmv_expand(
@@ -356,17 +357,26 @@ unsafe fn sgmv_expand(
         h_width: h_width(input.max_rank) as u32,
         num_splits: num_splits as u32,
         h_bytes: h_bytes as u32,
+        out_dtype: out_dtype(half, out),
+        pad: 0,
     };
-    let kernel = match (half, out) {
-        (HalfType::F16, OutType::Half) => "sgmv_expand_f16",
-        (HalfType::Bf16, OutType::Half) => "sgmv_expand_bf16",
-        (HalfType::F16, OutType::F32) => "sgmv_expand_f16_f32",
-        (HalfType::Bf16, OutType::F32) => "sgmv_expand_bf16_f32",
+    let kernel = match half {
+        HalfType::F16 => "sgmv_expand_f16",
+        HalfType::Bf16 => "sgmv_expand_bf16",
     };
     let mut shape = expand_shape(input, targets, PREFILL_OUTPUTS);
     shape.shared_bytes = (h_bytes + EXPAND_SHARED_BYTES) as u32;
     // SAFETY: the caller's promise; the kernel takes this struct.
     unsafe { gpu.launch(kernel, shape, &params) }
+}
+
+/// As in the kernels.
+fn out_dtype(half: HalfType, out: OutType) -> u32 {
+    match (out, half) {
+        (OutType::F32, _) => 0,
+        (OutType::Half, HalfType::F16) => 1,
+        (OutType::Half, HalfType::Bf16) => 2,
+    }
 }
 
 fn expand_shape(input: &LoraInput, targets: &[LoraTarget], block_outputs: usize) -> Shape {

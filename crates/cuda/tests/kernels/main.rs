@@ -11,6 +11,8 @@ mod norm;
 mod paged;
 mod rope;
 mod sampling;
+mod lora;
+mod rows;
 mod sanitizers;
 mod support;
 mod weights;
