@@ -17,7 +17,7 @@ import transformers
 SHAPES = {
     "llama-3.1-8b": dict(
         vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=8, rope_theta=500000.0,
+        num_attention_heads=32, num_key_value_heads=8,
         max_position_embeddings=8192),
     "tiny": dict(
         vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
