@@ -37,8 +37,7 @@ fn requests(model: &LoadedModel, num: usize) -> Vec<Request> {
     (0..num)
         .map(|i| Request {
             prompt: prompt(i, 3 + i * 37 % 90),
-            adapter: (i % 4 != 0)
-                .then(|| random_adapter(spec, [1, 3, 8, 16, 64][i % 5], i as u64)),
+            adapter: (i % 4 != 0).then(|| random_adapter(spec, [1, 3, 8, 16, 64][i % 5], i as u64)),
             sampling: SamplingParams { logprobs: Some(1), ..SamplingParams::greedy() },
             max_tokens: 3 + (i * 7 % 9) as u32,
             arrival: i % 5,

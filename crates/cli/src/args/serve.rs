@@ -173,7 +173,6 @@ pub enum LoadFormat {
     Auto,
     /// Random numbers, made on a GPU.
     Dummy,
-    /// An NVIDIA GPU; `weft check` says which there are. Needs a build with the feature `cuda`.
 }
 
 /// What to do with the float weights of a Hugging Face checkpoint.

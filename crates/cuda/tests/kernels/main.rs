@@ -6,13 +6,13 @@
 mod attention;
 mod embedding;
 mod emulator;
+mod lora;
 mod matmul;
 mod norm;
 mod paged;
 mod rope;
-mod sampling;
-mod lora;
 mod rows;
+mod sampling;
 mod sanitizers;
 mod support;
 mod weights;
