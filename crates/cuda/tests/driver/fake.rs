@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
+const IN_FAKE: &str = "the fake has this function";
 const INSIDE: &str = "WEFT_UNDER_FAKE";
 
 /// The directory of a libcuda.so without a GPU.
@@ -19,7 +20,7 @@ fn build() -> &'static PathBuf {
             .args(["-std=c++17", "-O1", "-Wall", "-fPIC", "-shared", source, "-ldl", "-o"])
             .arg(directory.join("libcuda.so"))
             .output()
-            .unwrap();
+            .expect("a C++ compiler is there");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         directory
     })
@@ -31,14 +32,14 @@ pub(crate) fn under_fake(name: &str, variables: &[(&str, &str)], test: impl FnOn
     if std::env::var_os(INSIDE).is_some() {
         return test();
     }
-    let output = Command::new(std::env::current_exe().unwrap())
+    let output = Command::new(std::env::current_exe().expect("tests are files"))
         .args([name, "--exact", "--nocapture"])
         .env(INSIDE, "1")
         .env("LD_LIBRARY_PATH", build())
         .env("WEFT_FAKE_KERNELS", weft_emulator::LIBRARY)
         .envs(variables.iter().copied())
         .output()
-        .unwrap();
+        .expect("this program runs again");
     let (out, err) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains("1 passed"), "{out}\n{err}");
@@ -46,7 +47,7 @@ pub(crate) fn under_fake(name: &str, variables: &[(&str, &str)], test: impl FnOn
 
 fn library() -> Library {
     // SAFETY: loaded already.
-    unsafe { Library::new("libcuda.so") }.unwrap()
+    unsafe { Library::new("libcuda.so") }.expect("the fake is loaded")
 }
 
 /// What was called since the start, or since [`forget_calls`].
@@ -55,21 +56,21 @@ pub(crate) fn calls() -> Vec<String> {
     // SAFETY: the function is of this type there, and gives a string that ends.
     let text = unsafe {
         let calls: Symbol<'_, unsafe extern "C" fn() -> *const c_char> =
-            library.get(b"fake_calls").unwrap();
+            library.get(b"fake_calls").expect(IN_FAKE);
         CStr::from_ptr(calls())
     };
-    text.to_str().unwrap().lines().map(str::to_owned).collect()
+    text.to_str().expect("names are ASCII").lines().map(str::to_owned).collect()
 }
 
 pub(crate) fn forget_calls() {
     let library = library();
     // SAFETY: the function is of this type there.
-    unsafe { library.get::<unsafe extern "C" fn()>(b"fake_forget_calls").unwrap()() };
+    unsafe { library.get::<unsafe extern "C" fn()>(b"fake_forget_calls").expect(IN_FAKE)() };
 }
 
 /// Allocations, pinned memory, streams and contexts that are still there.
 pub(crate) fn leaks() -> usize {
     let library = library();
     // SAFETY: the function is of this type there.
-    unsafe { library.get::<unsafe extern "C" fn() -> usize>(b"fake_leaks").unwrap()() }
+    unsafe { library.get::<unsafe extern "C" fn() -> usize>(b"fake_leaks").expect(IN_FAKE)() }
 }

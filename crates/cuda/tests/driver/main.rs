@@ -15,19 +15,24 @@ use weft_cuda::real::RealDriver;
 use weft_cuda::{Buffer, Gpu, HalfType};
 
 fn open() -> Gpu {
-    Gpu::new(Arc::new(RealDriver::open(0).unwrap()))
+    Gpu::new(Arc::new(RealDriver::open(0).expect("the fake GPU works")))
 }
 
 /// Four rows of eight, all ones, and a place for their norms.
 fn rows(gpu: &Gpu) -> (Buffer<f32>, Buffer<f32>, Buffer<u16>) {
-    let x = gpu.upload(&[1.0f32; 32]).unwrap();
-    (x, gpu.upload(&[2.0f32; 8]).unwrap(), gpu.alloc(32).unwrap())
+    let x = gpu.upload(&[1.0f32; 32]).expect("the fake GPU works");
+    (
+        x,
+        gpu.upload(&[2.0f32; 8]).expect("the fake GPU works"),
+        gpu.alloc(32).expect("the fake GPU works"),
+    )
 }
 
 fn launch(gpu: &Gpu, (x, weight, out): &(Buffer<f32>, Buffer<f32>, Buffer<u16>)) {
     let operands = (x.ptr(), weight.ptr(), out.ptr());
     // SAFETY: the buffers are as long as the shapes say.
-    unsafe { norm::rms_norm(gpu, HalfType::F16, operands, [4, 8], 0.0) }.unwrap();
+    unsafe { norm::rms_norm(gpu, HalfType::F16, operands, [4, 8], 0.0) }
+        .expect("the fake GPU works");
 }
 
 const TWO: u16 = 0x4000;
