@@ -1,3 +1,5 @@
+//! Paged attention, decode and prefill, against its reference.
+
 use crate::paged::{Cache, KV_TYPES, from_kv};
 use crate::support::{HALVES, Rng, assert_close, from_half, gpu, precision, to_halves};
 use weft_cuda::ops::attention::{

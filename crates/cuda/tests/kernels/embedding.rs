@@ -1,3 +1,5 @@
+//! Embedding lookups against their reference.
+
 use crate::support::{HALVES, Rng, assert_close, gpu, to_f64};
 use crate::weights::{FORMATS, weights};
 use weft_cuda::ops::embedding;

@@ -1,3 +1,5 @@
+//! Linears of every format against their reference.
+
 use crate::support::{
     HALVES, Rng, assert_close, from_half, gpu, halves, precision, to_f64, to_halves,
 };

@@ -1,3 +1,5 @@
+//! Norms against their reference.
+
 use crate::support::{HALVES, Rng, assert_close, gpu, halves, precision, to_f64, to_halves};
 use weft_cuda::ops::norm;
 

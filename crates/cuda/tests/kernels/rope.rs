@@ -1,3 +1,5 @@
+//! RoPE and the store into the paged cache against their reference.
+
 use crate::paged::{Cache, KV_TYPES, from_kv, to_kv};
 use crate::support::{HALVES, Rng, assert_close, from_half, gpu, halves, precision, to_halves};
 use weft_cuda::HalfType;

@@ -1,3 +1,5 @@
+//! Gated activation and gather against their reference.
+
 use crate::support::{HALVES, Rng, assert_close, from_half, gpu, halves, precision, to_halves};
 use weft_cuda::ops::rows;
 

@@ -1,3 +1,5 @@
+//! Draws on the device against the plain semantics of sampling.
+
 use crate::support::{Rng, gpu};
 use weft_cuda::Gpu;
 use weft_cuda::ops::sampling::{
