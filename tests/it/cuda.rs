@@ -29,7 +29,7 @@ fn run_on_gpu(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<A
 }
 
 /// Prompts short and long, ranks 1 to 64, bases among them, some later than others.
-fn requests(model: &LoadedModel, num: usize) -> Vec<Request> {
+fn requests(model: &LoadedModel, num: usize, sampling: &SamplingParams) -> Vec<Request> {
     let spec = model.spec();
     let prompt = |i: usize, len: usize| {
         (0..len).map(|t| ((t * 31 + i * 17 + t * t) % spec.vocab_size) as u32).collect()
@@ -38,7 +38,7 @@ fn requests(model: &LoadedModel, num: usize) -> Vec<Request> {
         .map(|i| Request {
             prompt: prompt(i, 3 + i * 37 % 90),
             adapter: (i % 4 != 0).then(|| random_adapter(spec, [1, 3, 8, 16, 64][i % 5], i as u64)),
-            sampling: SamplingParams { logprobs: Some(1), ..SamplingParams::greedy() },
+            sampling: SamplingParams { seed: i as u64, ..sampling.clone() },
             max_tokens: 3 + (i * 7 % 9) as u32,
             arrival: i % 5,
         })
@@ -65,6 +65,10 @@ fn assert_agree(got: &[Answer], want: &[Answer], what: &str) -> usize {
     num_ties
 }
 
+fn greedy() -> SamplingParams {
+    SamplingParams { logprobs: Some(1), ..SamplingParams::greedy() }
+}
+
 #[test]
 fn every_family_answers_as_on_the_cpu_with_mixed_adapters() {
     for path in [
@@ -76,10 +80,49 @@ fn every_family_answers_as_on_the_cpu_with_mixed_adapters() {
         "gguf/tiny-mixed.gguf",
     ] {
         let model = model(path);
-        let requests = requests(&model, 12);
+        let requests = requests(&model, 12, &greedy());
         let (want, _) = run(&model, Setup::default(), &requests);
         let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
         let num_ties = assert_agree(&got, &want, path);
         assert!(num_ties <= 1, "{path}: {num_ties} of 12 answers differ");
     }
+}
+
+#[test]
+fn draws_on_the_device_follow_the_same_seeds() {
+    let model = model("models/tiny-llama");
+    let sampling = SamplingParams {
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.9,
+        min_p: 0.01,
+        repetition_penalty: 1.2,
+        presence_penalty: 0.1,
+        frequency_penalty: 0.1,
+        logit_bias: vec![(7, 1.5), (9, -100.0)],
+        logprobs: Some(3),
+        ..SamplingParams::default()
+    };
+    let requests = requests(&model, 16, &sampling);
+    let (want, _) = run(&model, Setup::default(), &requests);
+    let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
+    // Where a draw falls between two tokens, rounding decides.
+    let same = got
+        .iter()
+        .zip(&want)
+        .filter(|(got, want)| got.tokens.iter().map(|t| t.0).eq(want.tokens.iter().map(|t| t.0)));
+    let num_same = same.count();
+    assert!(num_same >= 14, "only {num_same} of 16 answers are the same");
+}
+
+#[test]
+fn a_memory_that_is_too_small_changes_no_token() {
+    let model = model("models/tiny-llama");
+    let sampling = SamplingParams { prompt_logprobs: Some(0), ..greedy() };
+    let requests = requests(&model, 12, &sampling);
+    let tight = Setup { num_blocks: 40, enable_prefix_caching: true, ..Setup::default() };
+    let (want, _) = run_on_gpu(&model, Setup::default(), &requests);
+    let (got, num_preemptions) = run_on_gpu(&model, tight, &requests);
+    assert!(num_preemptions > 0, "the memory was not too small");
+    assert!(assert_agree(&got, &want, "tight") <= 1);
 }

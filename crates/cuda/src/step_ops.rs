@@ -14,6 +14,7 @@ use crate::ops::attention::{
 };
 use crate::ops::kv_cache::{ActivationRows, KvType, PagedKv, RopeStoreOperands, rope_store};
 use crate::ops::matmul::{Linear, Output, linear};
+use crate::ops::sampling::{Drawn, SamplingBuffers, SamplingPlan, sample};
 use crate::ops::{embedding, norm, rows};
 use crate::step_lora::{StepLora, Target};
 use crate::step_tables::{StepInput, StepLimits, StepTables};
@@ -22,6 +23,9 @@ use crate::weights::CudaLinear;
 use rustc_hash::FxHashMap;
 use std::ops::Range;
 use weft_kernels::KvShape;
+
+/// Room for penalties and biases before the sampler's lists move.
+const LIST_WORDS: usize = 1 << 16;
 
 /// What operations need to know once.
 #[derive(Clone, Debug)]
@@ -102,6 +106,8 @@ pub struct StepOps {
     /// `[positions, rotary_dim / 2]` of (cos, sin)
     rotations: Buffer<f32>,
     attention_scratch: Buffer<f32>,
+    /// Made for the first draw.
+    sampling: Option<SamplingBuffers>,
     mode: Mode,
     /// `None`: seen once, not yet recorded.
     graphs: FxHashMap<StepKind, Option<Graph>>,
@@ -130,6 +136,7 @@ impl StepOps {
             lora: StepLora::new(gpu, config)?,
             rotations: gpu.upload(&rotations)?,
             attention_scratch: gpu.alloc(0)?,
+            sampling: None,
             mode: Mode::Eager,
             graphs: FxHashMap::default(),
         };
@@ -445,6 +452,39 @@ impl StepOps {
         }
         // SAFETY: rows are those of the step, which `x` has.
         unsafe { rows::gather(&self.gpu, operands, [num_rows, x.width()]) }
+    }
+
+    /// Draws a token for each row of the plan from the logits, which are scratch afterwards. Waits
+    /// for all that was launched.
+    ///
+    /// # Errors
+    /// When the driver fails, or what it did before.
+    pub fn sample(
+        &mut self,
+        logits: &CudaTensor,
+        plan: &SamplingPlan,
+    ) -> Result<Vec<Drawn>, DriverError> {
+        assert!(logits.is_f32() && plan.num_rows() <= logits.num_rows());
+        let vocab = logits.width();
+        let buffers = match &mut self.sampling {
+            Some(buffers) => buffers,
+            none => none.insert(SamplingBuffers::new(
+                &self.gpu,
+                self.config.limits.max_logit_rows,
+                vocab,
+                LIST_WORDS,
+            )?),
+        };
+        buffers.upload(&self.gpu, plan)?;
+        // SAFETY: the logits have these rows, and the plan was uploaded.
+        unsafe { sample(&self.gpu, (logits.ptr(), vocab), plan.num_rows(), buffers)? };
+        buffers.read(plan.num_rows())
+    }
+
+    /// An empty plan for [`Self::sample`].
+    #[must_use]
+    pub fn sampling_plan(&self, vocab: usize) -> SamplingPlan {
+        SamplingPlan::new(self.config.limits.max_logit_rows, vocab)
     }
 
     fn paged_kv(&self, layer: usize) -> PagedKv {

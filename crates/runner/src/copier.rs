@@ -9,8 +9,14 @@ use weft_types::{AdapterId, ExecuteError, PackedAdapter};
 #[derive(Debug)]
 pub(crate) struct Copier<C, A> {
     /// `None` from the beginning of the drop.
-    channels: Option<(Sender<Load<C>>, Receiver<Placed<A>>)>,
+    channels: Option<Channels<C, A>>,
     thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Channels<C, A> {
+    loads: Sender<Load<C>>,
+    placed: Receiver<Placed<A>>,
 }
 
 type Placed<A> = (AdapterId, A);
@@ -42,20 +48,20 @@ impl<C: Send + 'static, A: Send + 'static> Copier<C, A> {
                 }
             }
         })?;
-        Ok(Self { channels: Some((loads, finished)), thread: Some(thread) })
+        Ok(Self { channels: Some(Channels { loads, placed: finished }), thread: Some(thread) })
     }
 
     /// Asks for a copy. [`Self::next_placed`] will give it.
     pub(crate) fn load(&self, adapter: AdapterId, packed: Arc<PackedAdapter>, chunks: C) {
-        if let Some((loads, _)) = &self.channels {
+        if let Some(channels) = &self.channels {
             // The thread ends only with this, or by a panic that it has told.
-            let _ = loads.send(Load { adapter, packed, chunks });
+            let _ = channels.loads.send(Load { adapter, packed, chunks });
         }
     }
 
     /// A copy that has ended and was not asked about yet.
     pub(crate) fn next_placed(&self) -> Option<Placed<A>> {
-        self.channels.as_ref()?.1.try_recv().ok()
+        self.channels.as_ref()?.placed.try_recv().ok()
     }
 }
 

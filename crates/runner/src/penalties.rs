@@ -22,6 +22,13 @@ impl TokenCounts {
         })
     }
 
+    /// Each token once, with how often it was drawn.
+    pub(crate) fn seen(&self) -> impl Iterator<Item = (TokenId, u32)> {
+        let only_prompt = self.prompt.iter().filter(|token| !self.output.contains_key(token));
+        let drawn = self.output.iter().map(|(&token, &count)| (token, count));
+        only_prompt.map(|&token| (token, 0)).chain(drawn)
+    }
+
     pub(crate) fn push(&mut self, token: TokenId) {
         *self.output.entry(token).or_default() += 1;
     }
