@@ -1,11 +1,11 @@
 //! One file for each family of kernels: the struct that a kernel takes, a wrapper that checks sizes
 //! and launches, and the same in plain f64 as a reference for tests.
 
-pub mod embedding;
-pub mod matmul;
 pub mod attention;
+pub mod embedding;
 pub mod kv_cache;
 pub mod lora;
+pub mod matmul;
 pub mod norm;
 pub mod rows;
 pub mod sampling;
