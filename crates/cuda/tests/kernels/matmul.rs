@@ -12,7 +12,7 @@ use weft_cuda::{Buffer, DevicePtr, Gpu, HalfType};
 fn activations(gpu: &Gpu, half: HalfType, len: usize, rng: &mut Rng) -> (Buffer<u16>, Vec<f64>) {
     let bits = to_halves(half, &rng.floats(len));
     let values = bits.iter().map(|&bits| from_half(half, bits)).collect();
-    (gpu.upload(&bits).unwrap(), values)
+    (gpu.upload(&bits).expect("the device works"), values)
 }
 
 /// How far sums may be off, in f32: dense weights are multiplied exactly, others rounded to 16 bits.
@@ -29,20 +29,25 @@ fn check(gpu: &Gpu, half: HalfType, weights: &Weights, num_rows: usize, rng: &mu
     let tolerance = tolerance(half, linear.format());
 
     let bias = rng.floats(num_outputs);
-    let device_bias = gpu.upload(&bias).unwrap();
+    let device_bias = gpu.upload(&bias).expect("the device works");
     let before = rng.floats(num_rows * num_outputs);
-    let sums = gpu.upload(&before).unwrap();
+    let sums = gpu.upload(&before).expect("the device works");
     let out = Linear { weight: linear, bias: device_bias.ptr(), out: Output::AddF32(sums.ptr()) };
     // SAFETY: the buffers are as long as the shapes say.
-    unsafe { matmul::linear(gpu, x.ptr(), num_rows, &[out]) }.unwrap();
+    unsafe { matmul::linear(gpu, x.ptr(), num_rows, &[out]) }.expect("the device works");
     let mut want = matmul::reference(&values, &weights.values, num_inputs, Some(&bias));
     want.iter_mut().zip(&before).for_each(|(want, &before)| *want += f64::from(before));
-    assert_close(&to_f64(&sums.read(0..sums.len()).unwrap()), &want, tolerance, &what);
+    assert_close(
+        &to_f64(&sums.read(0..sums.len()).expect("the device works")),
+        &want,
+        tolerance,
+        &what,
+    );
 
-    let sums = gpu.alloc::<u16>(num_rows * num_outputs).unwrap();
+    let sums = gpu.alloc::<u16>(num_rows * num_outputs).expect("the device works");
     let out = Linear { weight: linear, bias: DevicePtr::NULL, out: Output::Half(sums.ptr()) };
     // SAFETY: as above.
-    unsafe { matmul::linear(gpu, x.ptr(), num_rows, &[out]) }.unwrap();
+    unsafe { matmul::linear(gpu, x.ptr(), num_rows, &[out]) }.expect("the device works");
     let want = matmul::reference(&values, &weights.values, num_inputs, None);
     assert_close(&halves(half, &sums), &want, tolerance + precision(half), &what);
 }

@@ -52,7 +52,7 @@ pub(crate) fn weights(
                 f64::from(book[usize::from(code)]) * f64::from(absmax[i / 64])
             };
             let values = codes.iter().enumerate().map(value).collect();
-            Weights { linear: linear.unwrap(), values }
+            Weights { linear: linear.expect("the device works"), values }
         }
     }
 }
@@ -95,18 +95,20 @@ fn packed(
     for (row, values) in values.chunks_exact_mut(num_inputs).enumerate() {
         packed.dequantize_row_into(row, values);
     }
-    let linear = CudaLinear::from_packed(gpu, half, &packed).unwrap();
+    let linear = CudaLinear::from_packed(gpu, half, &packed).expect("the device works");
     Weights { linear, values: values.into_iter().map(f64::from).collect() }
 }
 
 /// All rows, as the device's embedding gives them.
 pub(crate) fn on_device(gpu: &Gpu, linear: &CudaLinear) -> Vec<f32> {
     let tokens: Vec<u32> = (0..linear.num_outputs() as u32).collect();
-    let tokens = gpu.upload(&tokens).unwrap();
-    let out = gpu.alloc::<f32>(linear.num_outputs() * linear.num_inputs()).unwrap();
+    let tokens = gpu.upload(&tokens).expect("the device works");
+    let out =
+        gpu.alloc::<f32>(linear.num_outputs() * linear.num_inputs()).expect("the device works");
     // SAFETY: the buffers are as long as the shapes say.
-    unsafe { embedding::embed(gpu, linear, (tokens.ptr(), out.ptr()), tokens.len()) }.unwrap();
-    out.read(0..out.len()).unwrap()
+    unsafe { embedding::embed(gpu, linear, (tokens.ptr(), out.ptr()), tokens.len()) }
+        .expect("the device works");
+    out.read(0..out.len()).expect("the device works")
 }
 
 #[test]
