@@ -19,7 +19,8 @@ struct Channels<C, A> {
     placed: Receiver<Placed<A>>,
 }
 
-type Placed<A> = (AdapterId, A);
+/// `None`: the device failed.
+type Placed<A> = (AdapterId, Option<A>);
 
 /// Copies an adapter to its chunks.
 pub(crate) type Place<C, A> = fn(&PackedAdapter, C) -> Result<A, ExecuteError>;
@@ -41,8 +42,7 @@ impl<C: Send + 'static, A: Send + 'static> Copier<C, A> {
         let (placed, finished) = channel();
         let thread = std::thread::Builder::new().name("weft-copy".into()).spawn(move || {
             for Load { adapter, packed, chunks } in requests {
-                // A device that cannot copy cannot run steps either: those say so.
-                let Ok(copy) = place(&packed, chunks) else { continue };
+                let copy = place(&packed, chunks).ok();
                 if placed.send((adapter, copy)).is_err() {
                     return;
                 }

@@ -27,6 +27,8 @@ pub struct ModelExecutor<D: StepDevice> {
     copier: Copier<D::Chunks, D::Adapter>,
     /// Adapters unloaded before their copies ended.
     unwanted: FxHashSet<AdapterId>,
+    /// Adapters whose copies failed.
+    failed: FxHashSet<AdapterId>,
     prepared: Prepared<D::Adapter>,
     picked: Vec<Picked>,
 }
@@ -75,6 +77,7 @@ impl<D: StepDevice<Adapter: Send + 'static>> ModelExecutor<D> {
             adapters: PlacedAdapters::default(),
             copier: Copier::start(D::place).map_err(RunnerError::Thread)?,
             unwanted: FxHashSet::default(),
+            failed: FxHashSet::default(),
             prepared: Prepared::default(),
             picked: Vec::new(),
         })
@@ -135,9 +138,14 @@ where
 
     fn finished_loads(&mut self, finished: &mut Vec<AdapterId>) {
         while let Some((id, adapter)) = self.copier.next_placed() {
-            if !self.unwanted.remove(&id) {
-                self.adapters.insert(id, Arc::new(adapter));
-                finished.push(id);
+            if self.unwanted.remove(&id) {
+                continue;
+            }
+            finished.push(id);
+            match adapter {
+                Some(adapter) => drop(self.adapters.insert(id, Arc::new(adapter))),
+                // Its requests fail at their first step, and do not wait for ever.
+                None => drop(self.failed.insert(id)),
             }
         }
     }
@@ -145,7 +153,7 @@ where
     fn unload_adapter(&mut self, adapter: AdapterId) {
         // A step that failed midway may have left its batch.
         self.prepared.clear();
-        if self.adapters.remove(&adapter).is_none() {
+        if self.adapters.remove(&adapter).is_none() && !self.failed.remove(&adapter) {
             debug_assert!(false, "{adapter:?} is not on the device");
             self.unwanted.insert(adapter);
         }

@@ -2,6 +2,7 @@
 //! its threads; and all of that once more under AddressSanitizer and UBSan.
 
 #![expect(unsafe_code, reason = "launches")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod attention;
 mod embedding;
