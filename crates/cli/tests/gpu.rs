@@ -1,0 +1,94 @@
+//! The program with `--device cuda`, on the emulated driver.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden");
+
+fn weft(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    command.args(args).env("WEFT_CUDA_EMULATOR", weft_emulator::LIBRARY);
+    command
+}
+
+/// Killed at the end.
+struct Server {
+    process: Child,
+    url: String,
+}
+
+impl Server {
+    fn start(device: &str) -> Self {
+        let model = format!("{GOLDEN}/models/tiny-llama");
+        let adapter = format!("one={GOLDEN}/adapters/rank8-linears");
+        let args = ["serve", &model, "--port", "0", "--memory", "16MiB", "--device", device];
+        let mut process = weft(&args)
+            .args(["--adapter", &adapter])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut server = Self { process, url: String::new() };
+        for line in lines {
+            if let Some((_, rest)) = line.unwrap().split_once("http://") {
+                server.url = format!("http://{}", rest.split_whitespace().next().unwrap());
+                return server;
+            }
+        }
+        panic!("the server ended without an announcement");
+    }
+
+    async fn complete(&self, model: &str) -> String {
+        let body = json!({"model": model, "prompt": [5, 6, 7, 8], "max_tokens": 8,
+            "temperature": 0, "ignore_eos": true, "return_token_ids": true});
+        let url = format!("{}/v1/completions", self.url);
+        let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+        let answer: Value = answer.json().await.unwrap();
+        answer["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_served_model_answers_as_on_the_cpu() {
+    let (cpu, gpu) = (Server::start("cpu"), Server::start("cuda"));
+    for model in ["tiny-llama", "one"] {
+        // The second time the step was recorded, the third it is replayed.
+        for _ in 0..3 {
+            assert_eq!(gpu.complete(model).await, cpu.complete(model).await, "{model}");
+        }
+    }
+    assert_ne!(cpu.complete("one").await, cpu.complete("tiny-llama").await);
+}
+
+#[test]
+fn random_weights_and_random_adapters_need_no_files() {
+    let output = weft(&["bench", "engine", "tiny", "--load-format", "dummy", "--device", "cuda"])
+        .args(["--adapters", "20", "--rank", "8,16", "--memory", "64MiB", "--num-requests", "12"])
+        .args(["--input-len", "20", "--output-len", "4", "--token-ids", "1-200"])
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}\n{err}");
+    assert!(out.contains("emulated GPU"), "{out}");
+}
+
+#[test]
+fn a_shape_that_nobody_knows_is_told() {
+    let output = weft(&["bench", "engine", "huge", "--load-format", "dummy", "--device", "cuda"])
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && err.contains("llama-3.1-8b"), "{err}");
+}
