@@ -269,7 +269,7 @@ template <typename Kv, int kHeadDim> __device__ __forceinline__ void prefill(con
 
 #define WEFT_PREFILL(name, Kv, head_dim)                                                       \
     WEFT_KERNEL_BLOCKS(prefill_##name##_##head_dim, PrefillParams,                             \
-                       (PrefillShape<Kv, head_dim>::kMaxThreads), (head_dim <= 64 ? 2 : 1)) {  \
+                       (PrefillShape<Kv, head_dim>::kMaxThreads), (head_dim < 64 ? 2 : 1)) {  \
         prefill<Kv, head_dim>(p);                                                              \
     }
 #define WEFT_PREFILL_HEADS(name, Kv) \

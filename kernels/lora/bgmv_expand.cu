@@ -96,7 +96,7 @@ __device__ __forceinline__ void expand_piece(const BgmvExpandParams &p, const Lo
     }
 }
 
-WEFT_KERNEL_BLOCKS(bgmv_expand, BgmvExpandParams, kThreads, 4) {
+WEFT_KERNEL_BLOCKS(bgmv_expand, BgmvExpandParams, kThreads, 3) {
     __shared__ ScaledH shared;
     ScaledH &scaled = shared;
     const LoraPiece piece = p.pieces[blockIdx.y];

@@ -191,5 +191,5 @@ template <typename T> __device__ __forceinline__ void sgmv_expand(const SgmvExpa
     });
 }
 
-WEFT_KERNEL_BLOCKS(sgmv_expand_f16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<f16>(p); }
-WEFT_KERNEL_BLOCKS(sgmv_expand_bf16, SgmvExpandParams, kTileThreads, 3) { sgmv_expand<bf16>(p); }
+WEFT_KERNEL_BLOCKS(sgmv_expand_f16, SgmvExpandParams, kTileThreads, 2) { sgmv_expand<f16>(p); }
+WEFT_KERNEL_BLOCKS(sgmv_expand_bf16, SgmvExpandParams, kTileThreads, 2) { sgmv_expand<bf16>(p); }
