@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use weft_kernels::{Isa, KvDtype};
 use weft_model::cpu::kv_shape;
-use weft_model::{LoadOptions, LoadedModel, Quantize};
+use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
 use weft_runner::{CpuExecutor, RunnerConfig};
 use weft_types::{BaseModelSpec, Executor};
 
@@ -81,32 +81,36 @@ pub fn build_executor(
     let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);
     let plan =
         MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
-    let spec = model.spec().clone();
-    let (architecture, weight_bytes) = (model.config.architecture.clone(), model.weight_bytes());
-    let config = RunnerConfig {
-        memory_bytes: usize::try_from(plan.kv_bytes).context("--memory is too large")?,
-        max_model_len: plan.max_model_len,
-        max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        kv_dtype: Some(kv_dtype(&model, args.kv_cache_dtype)),
-        num_threads: args.threads,
-        max_lora_rank,
-    };
-    let executor = CpuExecutor::new(model, &config)?;
-    let limits = executor.limits();
-    Ok(BuiltExecutor {
-        executor: Box::new(executor),
-        spec,
-        chunk_bytes: limits.chunk_bytes,
-        facts: ModelFacts {
-            architecture,
-            weight_bytes: weight_bytes as u64,
-            kv_bytes: plan.kv_bytes,
-            kv_tokens: limits.num_blocks * limits.block_size,
-            max_model_len: limits.max_model_len,
-            device: describe_device(args.threads),
-        },
-    })
+    let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let kv_dtype = kv_dtype(&model, args.kv_cache_dtype);
+    let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
+    let device = describe_device(args.threads);
+    Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
+}
+
+impl BuiltExecutor {
+    fn new(
+        executor: Box<dyn Executor>,
+        shape: ModelConfig,
+        weight_bytes: usize,
+        kv_bytes: u64,
+        device: String,
+    ) -> Self {
+        let limits = executor.limits();
+        Self {
+            executor,
+            spec: shape.spec,
+            chunk_bytes: limits.chunk_bytes,
+            facts: ModelFacts {
+                architecture: shape.architecture,
+                weight_bytes: weight_bytes as u64,
+                kv_bytes,
+                kv_tokens: limits.num_blocks * limits.block_size,
+                max_model_len: limits.max_model_len,
+                device,
+            },
+        }
+    }
 }
 
 /// The shapes of the model at `path`. Loads it to find them.
@@ -202,6 +206,23 @@ impl MemoryPlan {
         let useful = sequence.saturating_mul(args.max_num_seqs as u64);
         let kv_bytes = if args.memory.is_some() { memory } else { memory.min(useful) };
         Ok(Self { kv_bytes, max_model_len })
+    }
+
+    fn runner_config(
+        &self,
+        args: &EngineArgs,
+        kv_dtype: KvDtype,
+        max_lora_rank: usize,
+    ) -> Result<RunnerConfig> {
+        Ok(RunnerConfig {
+            memory_bytes: usize::try_from(self.kv_bytes).context("--memory is too large")?,
+            max_model_len: self.max_model_len,
+            max_num_seqs: args.max_num_seqs,
+            max_num_batched_tokens: args.max_num_batched_tokens,
+            kv_dtype: Some(kv_dtype),
+            num_threads: args.threads,
+            max_lora_rank,
+        })
     }
 }
 

@@ -23,6 +23,7 @@ use crate::weights::CudaLinear;
 use rustc_hash::FxHashMap;
 use std::ops::Range;
 use weft_kernels::KvShape;
+use weft_kernels::rope::RopeTable;
 
 /// Room for penalties and biases before the sampler's lists move.
 const LIST_WORDS: usize = 1 << 16;
@@ -120,14 +121,9 @@ impl StepOps {
     /// When there is not as much.
     pub fn new(gpu: &Gpu, arena: CudaArena, config: &StepOpsConfig) -> Result<Self, DriverError> {
         let limits = config.limits;
-        let mut rotations = Vec::new();
-        for position in 0..config.max_model_len {
-            for &frequency in &config.frequencies {
-                // As the CPU's table.
-                let angle = f64::from(position as f32 * frequency);
-                rotations.extend([angle.cos() as f32, angle.sin() as f32]);
-            }
-        }
+        let rotations = RopeTable::new(&config.frequencies, config.max_model_len, 1.0);
+        let rotations: Vec<f32> =
+            rotations.rotations().iter().flat_map(|&(cos, sin)| [cos, sin]).collect();
         let mut ops = Self {
             gpu: gpu.clone(),
             arena,

@@ -28,6 +28,12 @@ impl RopeTable {
         Self { rotations, half: frequencies.len() }
     }
 
+    /// `[max_positions, half]` of (cos, sin).
+    #[must_use]
+    pub fn rotations(&self) -> &[(f32, f32)] {
+        &self.rotations
+    }
+
     /// Positions that the table covers.
     #[must_use]
     pub fn max_positions(&self) -> usize {

@@ -9,6 +9,7 @@ use crate::device::{Device, Projection, TensorKind};
 use crate::load::LoadedModel;
 use crate::weights::{LayerWeights, LinearWeights, ModelWeights};
 use std::ops::Range;
+use weft_cuda::adapter_table::site_index;
 use weft_cuda::ops::kv_cache::KvType;
 use weft_cuda::step_ops::{AttentionCall, LinearCall, StepOps, StepOpsConfig};
 use weft_cuda::step_tables::{StepInput, StepLimits};
@@ -16,7 +17,7 @@ use weft_cuda::tensor::CudaTensor;
 use weft_cuda::weights::WeightFormat;
 use weft_cuda::{Buffer, CudaAdapter, CudaArena, CudaLinear, DriverError, Gpu, HalfType};
 use weft_kernels::attention::AttentionShape;
-use weft_types::{LinearShape, Module, Site};
+use weft_types::{LinearShape, Module};
 
 /// Steps on a GPU.
 #[derive(Debug)]
@@ -70,11 +71,6 @@ impl CudaDevice {
             self.failure.get_or_insert(error);
         }
     }
-}
-
-/// Where an update of an adapter is found.
-fn site_index(site: Site, num_layers: usize) -> u32 {
-    weft_cuda::adapter_table::site_index(site, num_layers)
 }
 
 impl Device for CudaDevice {

@@ -9,6 +9,7 @@ use crate::step_device::{Picked, StepDevice, Wanted, pick_row};
 use std::sync::Arc;
 use weft_cuda::ops::kv_cache::KvType;
 use weft_cuda::ops::sampling::{DrawStatus, MAX_TOP, RowRequest};
+use weft_cuda::step_ops::StepOps;
 use weft_cuda::step_tables::StepLimits;
 use weft_cuda::tensor::CudaTensor;
 use weft_cuda::{CudaAdapter, CudaArena, CudaChunks, DriverError, Gpu, HalfType};
@@ -80,63 +81,46 @@ impl ModelExecutor<CudaDevice> {
     }
 }
 
-/// What the sampler on the device does.
-trait Draw {
-    /// Not log probabilities of prompts, nor of very many tokens.
-    fn can_draw(&self, wanted: Wanted<'_>) -> bool;
-
-    fn draw(
-        &mut self,
-        logits: &CudaTensor,
-        wanted: Wanted<'_>,
-        picked: &mut [Picked],
-    ) -> Result<(), DriverError>;
+/// Whether the sampler on the device does it: not log probabilities of prompts, nor of very many
+/// tokens.
+fn can_draw(wanted: Wanted<'_>) -> bool {
+    wanted.rows.iter().all(|row| {
+        let sampling = &(wanted.state)(row.planned).spec.sampling;
+        let num_top = sampling.logprobs.unwrap_or_default() as usize;
+        row.sample && !row.prompt_logprobs && num_top <= MAX_TOP
+    })
 }
 
-impl Draw for CudaDevice {
-    fn can_draw(&self, wanted: Wanted<'_>) -> bool {
-        wanted.rows.iter().all(|row| {
-            let sampling = &(wanted.state)(row.planned).spec.sampling;
-            let num_top = sampling.logprobs.unwrap_or_default() as usize;
-            row.sample && !row.prompt_logprobs && num_top <= MAX_TOP
-        })
+/// Draws on the device.
+fn draw(
+    ops: &mut StepOps,
+    logits: &CudaTensor,
+    wanted: Wanted<'_>,
+    picked: &mut [Picked],
+) -> Result<(), DriverError> {
+    let mut plan = ops.sampling_plan(logits.width());
+    for row in wanted.rows {
+        let state = (wanted.state)(row.planned);
+        let sampling = &state.spec.sampling;
+        let is_early = state.num_drawn < u64::from(state.spec.min_tokens);
+        let banned = if is_early { state.spec.stop_token_ids.as_slice() } else { &[] };
+        let u = uniform(sampling.seed, state.num_drawn);
+        let seen = state.counts.iter().flat_map(TokenCounts::seen);
+        plan.push(RowRequest { sampling, u, banned, mask: None }, seen);
     }
-
-    fn draw(
-        &mut self,
-        logits: &CudaTensor,
-        wanted: Wanted<'_>,
-        picked: &mut [Picked],
-    ) -> Result<(), DriverError> {
-        let mut plan = self.ops().sampling_plan(logits.width());
-        for row in wanted.rows {
-            let state = (wanted.state)(row.planned);
-            let sampling = &state.spec.sampling;
-            let is_early = state.num_drawn < u64::from(state.spec.min_tokens);
-            let banned = if is_early { state.spec.stop_token_ids.as_slice() } else { &[] };
-            let u = uniform(sampling.seed, state.num_drawn);
-            let seen = state.counts.iter().flat_map(TokenCounts::seen);
-            plan.push(RowRequest { sampling, u, banned, mask: None }, seen);
-        }
-        let drawn = self.ops().sample(logits, &plan)?;
-        for ((picked, drawn), row) in picked.iter_mut().zip(drawn).zip(wanted.rows) {
-            let wants_logprobs = (wanted.state)(row.planned).spec.sampling.logprobs.is_some();
-            let of = |token, logprob| TokenLogprob { token, logprob };
-            let logprobs = wants_logprobs.then(|| TokenLogprobs {
-                chosen: of(drawn.token, drawn.logprob),
-                top: drawn.top.iter().map(|top| of(top.token, top.logprob)).collect(),
-            });
-            *picked = Picked {
-                drawn: Some(Drawn { token: drawn.token, logprobs }),
-                prompt_logprobs: None,
-                is_finite: drawn.status != DrawStatus::NotFinite,
-            };
-            if !picked.is_finite {
-                picked.drawn = None;
-            }
-        }
-        Ok(())
+    let drawn = ops.sample(logits, &plan)?;
+    for ((picked, drawn), row) in picked.iter_mut().zip(drawn).zip(wanted.rows) {
+        let wants_logprobs = (wanted.state)(row.planned).spec.sampling.logprobs.is_some();
+        let of = |token, logprob| TokenLogprob { token, logprob };
+        let logprobs = wants_logprobs.then(|| TokenLogprobs {
+            chosen: of(drawn.token, drawn.logprob),
+            top: drawn.top.iter().map(|top| of(top.token, top.logprob)).collect(),
+        });
+        let is_finite = drawn.status != DrawStatus::NotFinite;
+        let drawn = is_finite.then_some(Drawn { token: drawn.token, logprobs });
+        *picked = Picked { drawn, prompt_logprobs: None, is_finite };
     }
+    Ok(())
 }
 
 fn failed(error: &DriverError) -> ExecuteError {
@@ -167,8 +151,8 @@ impl StepDevice for CudaDevice {
         let outcome = self.ops().finish();
         outcome.map_err(|error| failed(&error))?;
         self.check()?;
-        if self.can_draw(wanted) {
-            return self.draw(logits, wanted, picked).map_err(|error| failed(&error));
+        if can_draw(wanted) {
+            return draw(self.ops(), logits, wanted, picked).map_err(|error| failed(&error));
         }
         let width = logits.width();
         let mut values = Vec::new();

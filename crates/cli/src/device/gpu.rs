@@ -1,6 +1,6 @@
 //! Models on a GPU: flags and a path in, an executor out.
 
-use super::{BuiltExecutor, MemoryPlan, ModelFacts, load};
+use super::{BuiltExecutor, MemoryPlan, load};
 use crate::args::EngineArgs;
 use crate::args::serve::{KvCacheDtype, LoadFormat};
 use crate::size::ByteSize;
@@ -8,11 +8,11 @@ use anyhow::{Context, Result, bail};
 use std::path::Path;
 use weft_cuda::{Gpu, HalfType, devices};
 use weft_kernels::KvDtype;
+use weft_kernels::kv::BLOCK_SIZE;
 use weft_model::ModelConfig;
 use weft_model::cpu::kv_shape;
 use weft_model::cuda::CudaModel;
-use weft_runner::{CudaExecutor, RunnerConfig};
-use weft_types::Executor;
+use weft_runner::CudaExecutor;
 
 /// Of the memory that is free once weights are there, what KV cache and adapters get; the rest is for
 /// activations and the driver.
@@ -34,7 +34,7 @@ pub(super) fn build(path: &Path, args: &EngineArgs, max_lora_rank: usize) -> Res
         KvCacheDtype::Bf16 => KvDtype::Bf16,
         KvCacheDtype::F32 => bail!("--kv-cache-dtype f32 is for the CPU; a GPU takes f16 or bf16"),
     };
-    let bytes_per_token = kv_shape(&model.config).block_bytes(kv_dtype) as u64 / 16;
+    let bytes_per_token = kv_shape(&model.config).block_bytes(kv_dtype) as u64 / BLOCK_SIZE as u64;
     let free = gpu.driver().free_memory()? / POOL_SHARE.1 * POOL_SHARE.0;
     let plan = MemoryPlan::new(args, model.config.spec.max_context, bytes_per_token, free)?;
     if plan.kv_bytes > free {
@@ -44,32 +44,11 @@ pub(super) fn build(path: &Path, args: &EngineArgs, max_lora_rank: usize) -> Res
             ByteSize(free)
         );
     }
-    let spec = model.config.spec.clone();
-    let (architecture, weight_bytes) = (model.config.architecture.clone(), model.weight_bytes());
-    let config = RunnerConfig {
-        memory_bytes: usize::try_from(plan.kv_bytes).context("--memory is too large")?,
-        max_model_len: plan.max_model_len,
-        max_num_seqs: args.max_num_seqs,
-        max_num_batched_tokens: args.max_num_batched_tokens,
-        kv_dtype: Some(kv_dtype),
-        num_threads: args.threads,
-        max_lora_rank,
-    };
+    let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
     let executor = CudaExecutor::on_gpu(&gpu, model, half, &config)?;
-    let limits = executor.limits();
-    Ok(BuiltExecutor {
-        executor: Box::new(executor),
-        spec,
-        chunk_bytes: limits.chunk_bytes,
-        facts: ModelFacts {
-            architecture,
-            weight_bytes: weight_bytes as u64,
-            kv_bytes: plan.kv_bytes,
-            kv_tokens: limits.num_blocks * limits.block_size,
-            max_model_len: limits.max_model_len,
-            device: describe(&gpu),
-        },
-    })
+    let device = describe(&gpu);
+    Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
 }
 
 fn describe(gpu: &Gpu) -> String {
