@@ -149,7 +149,7 @@ if wanted peer; then
     fi
 fi
 if wanted slora; then
-    memory=$(awk '/MemAvailable/ { print $2 * 1024 }' /proc/meminfo)
+    memory=$(awk '/MemAvailable/ { printf "%.0f", $2 * 1024 }' /proc/meminfo)
     for setting in s1:8:8 s2:64,32,16,8:30; do
         IFS=: read -r name ranks mean_rank <<< "$setting"
         for n in $num_adapters; do

@@ -126,7 +126,7 @@ fn every_family_of_kernels_is_right_at_a_tiny_shape() {
         "attention, prefill 128 rows, 256",
         "RoPE, store [8,",
         "BGMV q k v zipf r8,16,32,64 [8,",
-        "SGMV down 4 adapters r16",
+        "SGMV down of 4 r16",
         "gains [32,",
         "gated activation [8,",
         "gather [128, 64] → [8,",

@@ -37,6 +37,7 @@ const GROUPS: [(&str, &[Module]); 4] = [
 struct Ranks(&'static [usize]);
 
 const RANKS: [Ranks; 2] = [Ranks(&[16]), Ranks(&[8, 16, 32, 64])];
+const LARGE_RANK: Ranks = Ranks(&[64]);
 
 impl Ranks {
     fn of(self, index: usize) -> usize {
@@ -214,6 +215,10 @@ pub(super) fn bgmv(session: &mut Session<'_>) -> Result<(), DriverError> {
             for workload in Workload::ALL {
                 for ranks in RANKS {
                     let is_first = workload == Workload::Distinct && ranks.0.len() == 1;
+                    // Of one adapter, the first rank is the only one.
+                    if workload == Workload::Identical && ranks.0.len() > 1 {
+                        continue;
+                    }
                     if all || is_first {
                         let segments = workload.segments(num_rows);
                         let what = format!("BGMV {name} {workload} {ranks}");
@@ -235,12 +240,12 @@ pub(super) fn sgmv(session: &mut Session<'_>) -> Result<(), DriverError> {
         update(session, (what, GROUPS[0].1), (vec![num_rows], RANKS[0]), Kind::Prefill)?;
     }
     for (name, modules) in GROUPS {
-        for num_adapters in [1, 4] {
-            for ranks in RANKS {
+        for (num_adapters, all_ranks) in [(1, [RANKS[0], LARGE_RANK]), (4, RANKS)] {
+            for ranks in all_ranks {
                 let rows_of_each = num_rows / num_adapters;
                 let mut segments = vec![rows_of_each; num_adapters];
                 segments[0] += num_rows - num_adapters * rows_of_each;
-                let what = format!("SGMV {name} {num_adapters} adapters {ranks}");
+                let what = format!("SGMV {name} of {num_adapters} {ranks}");
                 update(session, (what, modules), (segments, ranks), Kind::Prefill)?;
             }
         }

@@ -104,7 +104,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Median milliseconds of a launch, of launches that take the sets in turn.
+    /// Median milliseconds of a launch, of launches that take the sets in turn. `launch` must not wait for
+    /// the device or copy: it is recorded.
     pub(super) fn time(
         &self,
         num_sets: usize,
@@ -112,13 +113,16 @@ impl<'a> Session<'a> {
     ) -> Result<f64, DriverError> {
         let driver = self.gpu.driver();
         let num_launches = num_sets * MIN_LAUNCHES.div_ceil(num_sets);
+        // What is loaded at the first launch is not to be recorded.
+        launch(0)?;
         driver.begin_recording()?;
         let launched = (0..num_launches).try_for_each(|index| launch(index % num_sets));
         // Also after a failure: nobody else could launch any more.
         let graph = driver.end_recording();
         launched?;
         let graph = graph?;
-        // SAFETY: what the launches use is there until the caller gives it up; the first warms up.
+        // SAFETY: what the launches use is there until the caller gives it up; the first replay
+        // warms up.
         unsafe { driver.replay(graph)? };
         let mut times = Vec::with_capacity(self.repeats);
         for _ in 0..self.repeats {
