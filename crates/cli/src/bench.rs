@@ -105,7 +105,8 @@ pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
     let registry = adapter_flags::open_registry(&args.adapter_args, config, &named)?;
     let names: Vec<String> = registry.list().into_iter().map(|info| info.name).collect();
     let leases = load_all(&registry, &names).await?;
-    let config = engine_config(&args.engine, args.load.num_requests);
+    // All may wait at once, though one tenant sends them, who gets most places but not all.
+    let config = engine_config(&args.engine, 2 * args.load.num_requests);
     let handle = weft_engine::start(executor, spec.vocab_size, config);
     let where_ = format!("{} in this process, {}", source.default_name, facts.device);
     let target = EngineTarget::new(handle.clone(), leases);
