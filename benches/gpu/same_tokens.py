@@ -9,6 +9,7 @@ Python's own library is enough.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,8 @@ def main():
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--json", help="write every answer here")
     args = parser.parse_args()
+    # The servers end with this, whatever ends it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     flags, prompts = tiny() if args.tiny else demo()
     results, num_same = [], 0
     with Server(args.weft, "cpu", flags) as cpu, Server(args.weft, "cuda", flags) as gpu:
