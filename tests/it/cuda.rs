@@ -1,11 +1,13 @@
 //! The CUDA device, on the emulated driver: the same scheduler, decoder and pool give the CPU's tokens.
 
 use crate::support::adapters::random_adapter;
+use crate::support::failing_driver::{Failed, FailingDriver, Retrying};
 use crate::support::golden;
 use crate::support::scheduling::{Answer, Request, Setup, run, run_on, runner_config};
 use std::path::Path;
 use std::sync::Arc;
-use weft_cuda::{EmulatedDriver, Gpu, HalfType, Order};
+use std::sync::atomic::{AtomicU64, Ordering};
+use weft_cuda::{Driver, EmulatedDriver, Gpu, HalfType, Order};
 use weft_model::cuda::CudaModel;
 use weft_model::{LoadOptions, LoadedModel};
 use weft_runner::CudaExecutor;
@@ -18,14 +20,19 @@ fn model(path: &str) -> LoadedModel {
     LoadedModel::load(Path::new(&golden(path)), &LoadOptions::default()).unwrap()
 }
 
-fn run_on_gpu(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
-    let driver = EmulatedDriver::load(Path::new(weft_emulator::LIBRARY), Order::Fixed).unwrap();
+fn emulated() -> EmulatedDriver {
+    EmulatedDriver::load(Path::new(weft_emulator::LIBRARY), Order::Fixed).unwrap()
+}
+
+fn executor(driver: impl Driver + 'static, model: &LoadedModel, setup: Setup) -> CudaExecutor {
     let gpu = Gpu::new(Arc::new(driver));
     let half = HalfType::F16;
     let uploaded = CudaModel::upload(&gpu, half, model).unwrap();
-    let config = runner_config(model, setup);
-    let executor = CudaExecutor::on_gpu(&gpu, uploaded, half, &config).unwrap();
-    run_on(executor, setup, requests)
+    CudaExecutor::on_gpu(&gpu, uploaded, half, &runner_config(model, setup)).unwrap()
+}
+
+fn run_on_gpu(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
+    run_on(executor(emulated(), model, setup), setup, requests)
 }
 
 /// Prompts short and long, adapters of several ranks, bases among them, some later than others.
@@ -126,4 +133,23 @@ fn a_memory_that_is_too_small_changes_no_token() {
     let (got, num_preemptions) = run_on_gpu(&model, tight, &requests);
     assert!(num_preemptions > 0, "the memory was not too small");
     assert!(assert_agree(&got, &want, "tight") <= 1);
+}
+
+/// Launches fail in the middle of steps that run, that are recorded and that are replayed.
+#[test]
+fn a_step_that_fails_anywhere_leaves_nothing_behind() {
+    let model = model("models/tiny-llama");
+    let requests = requests(&model, &[1, 8], &greedy());
+    let setup = Setup::default();
+    let (want, _) = run_on_gpu(&model, setup, &requests);
+    let failed = Arc::new(Failed::default());
+    for period in [71, 151] {
+        let driver = FailingDriver::new(emulated(), period, &failed);
+        let (got, _) = run_on(Retrying(executor(driver, &model, setup)), setup, &requests);
+        for (index, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(got, want, "request {index}, every {period}th launch fails");
+        }
+    }
+    let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    assert!(of(&failed.num_run) > 3 && of(&failed.num_recorded) > 0, "{failed:?}");
 }

@@ -186,7 +186,7 @@ impl StepOps {
         input: &StepInput<'_>,
         segments: impl Iterator<Item = (Range<usize>, Option<&'a CudaAdapter>)>,
     ) -> Result<(), DriverError> {
-        self.mode = Mode::Eager;
+        self.drop_recording();
         self.lora.plan(segments);
         let num_rows = input.tokens.len();
         let padded = padded_rows(num_rows);
@@ -230,6 +230,13 @@ impl StepOps {
         // SAFETY: the launches were sound when they were recorded, and all memory that they name has
         // its place as long as this device.
         unsafe { self.gpu.driver().replay(graph) }
+    }
+
+    /// A step that failed midway may have left the driver recording. What it has is of no use.
+    fn drop_recording(&mut self) {
+        if let Mode::Recording(_) = std::mem::take(&mut self.mode) {
+            let _ = self.gpu.driver().end_recording();
+        }
     }
 
     fn is_replaying(&self) -> bool {
@@ -450,16 +457,11 @@ impl StepOps {
         unsafe { rows::gather(&self.gpu, operands, [num_rows, x.width()]) }
     }
 
-    /// Draws a token for each row of the plan from the logits, which are scratch afterwards. Waits
-    /// for all that was launched.
+    /// Draws a token for each row of the plan from the logits, which are scratch afterwards.
     ///
     /// # Errors
-    /// When the driver fails, or what it did before.
-    pub fn sample(
-        &mut self,
-        logits: &CudaTensor,
-        plan: &SamplingPlan,
-    ) -> Result<Vec<Drawn>, DriverError> {
+    /// When the driver fails.
+    pub fn sample(&mut self, logits: &CudaTensor, plan: &SamplingPlan) -> Result<(), DriverError> {
         assert!(logits.is_f32() && plan.num_rows() <= logits.num_rows());
         let vocab = logits.width();
         let buffers = match &mut self.sampling {
@@ -473,8 +475,15 @@ impl StepOps {
         };
         buffers.upload(&self.gpu, plan)?;
         // SAFETY: the logits have these rows, and the plan was uploaded.
-        unsafe { sample(&self.gpu, (logits.ptr(), vocab), plan.num_rows(), buffers)? };
-        buffers.read(plan.num_rows())
+        unsafe { sample(&self.gpu, (logits.ptr(), vocab), plan.num_rows(), buffers) }
+    }
+
+    /// Waits for all that was launched; what the first rows of the last [`Self::sample`] got.
+    ///
+    /// # Errors
+    /// When the driver fails, or what it did before.
+    pub fn drawn(&self, num_rows: usize) -> Result<Vec<Drawn>, DriverError> {
+        self.sampling.as_ref().map_or(Ok(Vec::new()), |buffers| buffers.read(num_rows))
     }
 
     /// An empty plan for [`Self::sample`].

@@ -5,6 +5,11 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use weft_types::{ExecuteError, Executor, StepOutput, StepPlan};
 
+/// Begins `plan`, if there is something to compute.
+pub(crate) fn begin(executor: &mut dyn Executor, plan: &StepPlan) -> Result<(), ExecuteError> {
+    if plan.is_empty() { Ok(()) } else { guard(|| executor.begin(plan))? }
+}
+
 /// Computes `plan` into `output`. A panic, or an output of another shape, is an error like others.
 pub(crate) fn execute(
     executor: &mut dyn Executor,

@@ -1,9 +1,10 @@
 //! The loop. In: commands. Out: events to the streams. One thread owns all of it; it waits only
-//! when there is nothing to compute.
+//! when there is nothing to compute. While a device computes a step by itself, the loop tells the
+//! clients of the step before and takes in new requests.
 
 use crate::adapter_sources::AdapterSources;
 use crate::command::{Command, Outlet, Submission};
-use crate::execute::{execute, guard};
+use crate::execute::{begin, execute, guard};
 use crate::loads::Loads;
 use crate::shared::{Phase, Shared};
 use crate::stats::ActiveAdapters;
@@ -74,6 +75,7 @@ impl Engine {
     /// Steps until told to stop, or until no handle is left and all is done.
     pub(crate) fn run(mut self) {
         while self.step().is_continue() {}
+        self.tell_clients();
         self.fail_all("the server is shutting down");
     }
 
@@ -83,21 +85,41 @@ impl Engine {
         self.scheduler.expire(self.shared.now_ms(), &mut self.events);
         self.scheduler.plan(&mut self.plan);
         self.move_adapters();
+        let began = Instant::now();
+        let begun = begin(&mut *self.executor, &self.plan);
+        self.tell_clients();
+        self.admit_arrived();
         if !self.plan.is_empty() {
-            let began = Instant::now();
-            let result = execute(&mut *self.executor, &self.plan, &mut self.output);
-            self.shared.stats.count_step(result.is_ok());
-            match result {
-                Ok(()) => {
-                    self.scheduler.note_step(&self.plan, began.elapsed());
-                    self.scheduler.commit(&self.plan, &mut self.output, &mut self.events);
-                }
-                Err(error) => self.scheduler.fail(&self.plan, &error, &mut self.events),
-            }
+            let result =
+                begun.and_then(|()| execute(&mut *self.executor, &self.plan, &mut self.output));
+            self.commit(result, began);
         }
+        ControlFlow::Continue(())
+    }
+
+    /// What the step of the plan came to.
+    fn commit(&mut self, result: Result<(), ExecuteError>, began: Instant) {
+        self.shared.stats.count_step(result.is_ok());
+        match result {
+            Ok(()) => {
+                self.scheduler.note_step(&self.plan, began.elapsed());
+                self.scheduler.commit(&self.plan, &mut self.output, &mut self.events);
+            }
+            Err(error) => self.scheduler.fail(&self.plan, &error, &mut self.events),
+        }
+    }
+
+    /// Sends what has happened so far.
+    fn tell_clients(&mut self) {
         self.publish_stats();
         self.send_events();
-        ControlFlow::Continue(())
+    }
+
+    /// Takes in requests while a step is computed.
+    fn admit_arrived(&mut self) {
+        while let Ok(command) = self.inbox.try_recv() {
+            self.apply(command);
+        }
     }
 
     /// Reads what has come, and waits for something if there is nothing to compute.
@@ -105,25 +127,14 @@ impl Engine {
         let is_last_handle_gone = loop {
             let may_wait = self.scheduler.is_empty() && self.shared.phase() == Phase::Open;
             let command = if may_wait {
+                self.tell_clients();
                 self.audit();
-                if self.adapters_changed {
-                    self.publish_stats();
-                }
                 self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 self.inbox.try_recv()
             };
             match command {
-                Ok(Command::Submit(submission)) => self.admit(*submission),
-                Ok(Command::Pin(content, is_pinned)) => {
-                    self.scheduler.set_pinned(content, is_pinned);
-                    self.adapters_changed = true;
-                }
-                Ok(Command::Discard(content)) => {
-                    self.scheduler.discard(content);
-                    self.adapters_changed = true;
-                }
-                Ok(Command::Wake) => {}
+                Ok(command) => self.apply(command),
                 Err(TryRecvError::Empty) => break false,
                 Err(TryRecvError::Disconnected) => break true,
             }
@@ -135,6 +146,21 @@ impl Engine {
         }
         self.cancel_closed();
         ControlFlow::Continue(())
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.admit(*submission),
+            Command::Pin(content, is_pinned) => {
+                self.scheduler.set_pinned(content, is_pinned);
+                self.adapters_changed = true;
+            }
+            Command::Discard(content) => {
+                self.scheduler.discard(content);
+                self.adapters_changed = true;
+            }
+            Command::Wake => {}
+        }
     }
 
     fn admit(&mut self, submission: Submission) {

@@ -157,6 +157,11 @@ impl<D: Device> Decoder<D> {
         (logits, &mut self.device)
     }
 
+    /// What the last [`Self::logits`] call computed.
+    pub fn last_logits(&mut self) -> (&mut D::Tensor, &mut D) {
+        (&mut self.buffers.logits, &mut self.device)
+    }
+
     fn attention_block(
         &mut self,
         batch: &ForwardBatch<D::Adapter>,

@@ -91,12 +91,11 @@ fn can_draw(wanted: Wanted<'_>) -> bool {
     })
 }
 
-/// Draws on the device.
-fn draw(
+/// Begins to draw on the device.
+fn begin_draw(
     ops: &mut StepOps,
     logits: &CudaTensor,
     wanted: Wanted<'_>,
-    picked: &mut [Picked],
 ) -> Result<(), DriverError> {
     let mut plan = ops.sampling_plan(logits.width());
     for row in wanted.rows {
@@ -108,7 +107,12 @@ fn draw(
         let seen = state.counts.iter().flat_map(TokenCounts::seen);
         plan.push(RowRequest { sampling, u, banned, mask: None }, seen);
     }
-    let drawn = ops.sample(logits, &plan)?;
+    ops.sample(logits, &plan)
+}
+
+/// Waits for what was drawn.
+fn read_drawn(ops: &StepOps, wanted: Wanted<'_>, picked: &mut [Picked]) -> Result<(), DriverError> {
+    let drawn = ops.drawn(wanted.rows.len())?;
     for ((picked, drawn), row) in picked.iter_mut().zip(drawn).zip(wanted.rows) {
         let wants_logprobs = (wanted.state)(row.planned).spec.sampling.logprobs.is_some();
         let of = |token, logprob| TokenLogprob { token, logprob };
@@ -130,6 +134,8 @@ fn failed(error: &DriverError) -> ExecuteError {
 impl StepDevice for CudaDevice {
     type Chunks = CudaChunks;
 
+    const RUNS_BEHIND: bool = true;
+
     fn lend_chunks(&mut self, chunks: &[BlockId]) -> CudaChunks {
         self.ops().arena().lend(chunks)
     }
@@ -142,17 +148,28 @@ impl StepDevice for CudaDevice {
         adapter.layout()
     }
 
+    fn begin_pick(
+        &mut self,
+        logits: &mut CudaTensor,
+        wanted: Wanted<'_>,
+    ) -> Result<(), ExecuteError> {
+        let outcome = self.ops().finish();
+        outcome.map_err(|error| failed(&error))?;
+        self.check()?;
+        match can_draw(wanted) {
+            true => begin_draw(self.ops(), logits, wanted).map_err(|error| failed(&error)),
+            false => Ok(()),
+        }
+    }
+
     fn pick(
         &mut self,
         logits: &mut CudaTensor,
         wanted: Wanted<'_>,
         picked: &mut [Picked],
     ) -> Result<(), ExecuteError> {
-        let outcome = self.ops().finish();
-        outcome.map_err(|error| failed(&error))?;
-        self.check()?;
         if can_draw(wanted) {
-            return draw(self.ops(), logits, wanted, picked).map_err(|error| failed(&error));
+            return read_drawn(self.ops(), wanted, picked).map_err(|error| failed(&error));
         }
         let width = logits.width();
         let mut values = Vec::new();

@@ -6,6 +6,7 @@ use crate::prepare::{PlacedAdapters, Prepared};
 use crate::sequence::SequenceState;
 use crate::step_device::{Picked, StepDevice, Wanted};
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use weft_kernels::Arena;
 use weft_model::{CpuDevice, Decoder, LoadedModel};
@@ -31,6 +32,8 @@ pub struct ModelExecutor<D: StepDevice> {
     failed: FxHashSet<AdapterId>,
     prepared: Prepared<D::Adapter>,
     picked: Vec<Picked>,
+    /// Whether the step was begun, as far as its first rows of logits.
+    is_begun: bool,
 }
 
 /// On the CPU.
@@ -80,7 +83,23 @@ impl<D: StepDevice<Adapter: Send + 'static>> ModelExecutor<D> {
             failed: FxHashSet::default(),
             prepared: Prepared::default(),
             picked: Vec::new(),
+            is_begun: false,
         })
+    }
+
+    /// Computes the layers, and the first rows of logits.
+    fn forward(&mut self, plan: &StepPlan) -> Result<(), ExecuteError> {
+        self.check(plan)?;
+        let shape = self.decoder.attention_shape(0);
+        self.prepared.fill(plan, &self.sequences, &self.adapters, &shape);
+        self.decoder.forward(&self.prepared.batch);
+        self.decoder.device_mut().check()?;
+        self.begin_pick(plan, self.logit_range(0))
+    }
+
+    /// Rows of one pass over the output head.
+    fn logit_range(&self, start: usize) -> Range<usize> {
+        start..(start + self.decoder.max_logit_rows()).min(self.prepared.logit_rows.len())
     }
 
     /// Whether all that is planned was announced and is on the device.
@@ -105,12 +124,25 @@ impl<D: StepDevice<Adapter: Send + 'static>> ModelExecutor<D> {
         placed.is_some_and(|placed| D::layout(placed).content_hash == adapter.content_hash)
     }
 
-    /// Reads what is wanted of the rows `range` of the batch's logits.
-    fn pick(&mut self, plan: &StepPlan, range: std::ops::Range<usize>) -> Result<(), ExecuteError> {
+    /// Computes the rows `range` of the batch's logits.
+    fn begin_pick(&mut self, plan: &StepPlan, range: Range<usize>) -> Result<(), ExecuteError> {
+        if range.is_empty() {
+            return Ok(());
+        }
         let rows = &self.prepared.logit_rows[range.clone()];
+        let (logits, device) = self.decoder.logits(&self.prepared.batch, range);
+        let sequences = &self.sequences;
+        let state = |planned: usize| &sequences[&plan.sequences[planned].seq];
+        device.begin_pick(logits, Wanted { rows, state: &state })?;
+        device.check()
+    }
+
+    /// Reads what is wanted of them.
+    fn pick(&mut self, plan: &StepPlan, range: Range<usize>) -> Result<(), ExecuteError> {
+        let rows = &self.prepared.logit_rows[range];
         self.picked.clear();
         self.picked.resize_with(rows.len(), Picked::default);
-        let (logits, device) = self.decoder.logits(&self.prepared.batch, range);
+        let (logits, device) = self.decoder.last_logits();
         let sequences = &self.sequences;
         let state = |planned: usize| &sequences[&plan.sequences[planned].seq];
         device.pick(logits, Wanted { rows, state: &state }, &mut self.picked)?;
@@ -167,20 +199,28 @@ where
         self.sequences.remove(&seq);
     }
 
+    fn begin(&mut self, plan: &StepPlan) -> Result<(), ExecuteError> {
+        if D::RUNS_BEHIND {
+            self.forward(plan)?;
+            self.is_begun = true;
+        }
+        Ok(())
+    }
+
     fn execute(&mut self, plan: &StepPlan, output: &mut StepOutput) -> Result<(), ExecuteError> {
         output.sequences.clear();
         output.sequences.resize_with(plan.sequences.len(), SequenceOutput::default);
-        self.check(plan)?;
-        let shape = self.decoder.attention_shape(0);
-        self.prepared.fill(plan, &self.sequences, &self.adapters, &shape);
-        self.decoder.forward(&self.prepared.batch);
-        self.decoder.device_mut().check()?;
-
+        if !std::mem::take(&mut self.is_begun) {
+            self.forward(plan)?;
+        }
         let num_rows = self.prepared.logit_rows.len();
         for start in (0..num_rows).step_by(self.decoder.max_logit_rows()) {
-            let end = (start + self.decoder.max_logit_rows()).min(num_rows);
-            self.pick(plan, start..end)?;
-            for (row, picked) in self.prepared.logit_rows[start..end].iter().zip(&mut self.picked) {
+            let range = self.logit_range(start);
+            if start > 0 {
+                self.begin_pick(plan, range.clone())?;
+            }
+            self.pick(plan, range.clone())?;
+            for (row, picked) in self.prepared.logit_rows[range].iter().zip(&mut self.picked) {
                 let output = &mut output.sequences[row.planned];
                 output.prompt_logprobs.extend(picked.prompt_logprobs.take());
                 if !picked.is_finite {

@@ -50,7 +50,23 @@ pub trait StepDevice: Device + Send {
     /// What an adapter consists of.
     fn layout(adapter: &Self::Adapter) -> &Arc<AdapterLayout>;
 
-    /// Reads what is wanted of rows of logits, one `picked` a row.
+    /// Whether it computes by itself, while the caller does other things.
+    const RUNS_BEHIND: bool = false;
+
+    /// Begins what [`Self::pick`] needs, without waiting for it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn begin_pick(
+        &mut self,
+        logits: &mut Self::Tensor,
+        wanted: Wanted<'_>,
+    ) -> Result<(), ExecuteError> {
+        let _ = (logits, wanted);
+        Ok(())
+    }
+
+    /// Reads what is wanted of rows of logits, one `picked` a row. After [`Self::begin_pick`].
     ///
     /// # Errors
     /// When the device fails.

@@ -76,9 +76,22 @@ pub trait Executor: Send {
     /// Forgets a sequence that ended or was cancelled. Unknown ids are ignored.
     fn remove_sequence(&mut self, seq: SeqId);
 
-    /// Computes a step and fills `output` (cleared first), one entry per planned sequence. The
-    /// adapters of the sequences are on the device. Loads and evictions of the plan were begun
-    /// before.
+    /// Begins a step on a device that computes by itself, and returns while it does;
+    /// [`Self::execute`] with the same plan follows. What happens between the two costs no time.
+    /// Sequences may be announced there; none of the plan's is forgotten.
+    ///
+    /// Where the caller's own processor computes, as by default, there is nothing to begin.
+    ///
+    /// # Errors
+    /// When the step cannot be computed: then [`Self::execute`] does not follow.
+    fn begin(&mut self, plan: &StepPlan) -> Result<(), ExecuteError> {
+        let _ = plan;
+        Ok(())
+    }
+
+    /// Computes a step, or what is left of it, and fills `output` (cleared first), one entry per
+    /// planned sequence. The adapters of the sequences are on the device. Loads and evictions of the
+    /// plan were begun before.
     ///
     /// A sequence may be planned again from position 0 after a preemption, with the tokens drawn
     /// so far as part of its input: what was drawn stays drawn.

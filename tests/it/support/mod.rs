@@ -3,6 +3,7 @@
 pub(crate) mod adapters;
 pub(crate) mod decoding;
 pub(crate) mod demo;
+pub(crate) mod failing_driver;
 pub(crate) mod scheduling;
 pub(crate) mod server;
 

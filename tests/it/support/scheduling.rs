@@ -120,6 +120,7 @@ pub(crate) fn run_on(
             executor.load_adapter(load, Arc::clone(&adapters[&load.adapter]));
         }
         if !plan.is_empty() {
+            executor.begin(&plan).unwrap();
             executor.execute(&plan, &mut output).unwrap();
             scheduler.commit(&plan, &mut output, &mut events);
         }

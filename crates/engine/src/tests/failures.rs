@@ -101,16 +101,16 @@ async fn a_full_queue_refuses_at_once_and_recovers() {
     let engine = start(Box::new(executor), VOCAB_SIZE, config);
     let submit = |seed| engine.submit(request(&prompt(seed, 5), 2), None);
 
-    // The first step is held inside the executor. It is not counted as running before it ends.
+    // The first step is held inside the executor.
     let first = submit(1).unwrap();
     gate.wait_for_step();
     let second = submit(2).unwrap();
-    assert_eq!(submit(3).unwrap_err(), SubmitError::QueueFull { max: 2 });
-    gate.pass();
-    gate.wait_for_step();
     let third = submit(3).unwrap();
     assert_eq!(submit(4).unwrap_err(), SubmitError::QueueFull { max: 2 });
     assert_eq!((engine.stats().running(), engine.stats().waiting()), (1, 2));
+    gate.pass();
+    gate.wait_for_step();
+    assert_eq!(submit(4).unwrap_err(), SubmitError::QueueFull { max: 2 });
 
     drop(gate);
     for stream in [first, second, third] {
