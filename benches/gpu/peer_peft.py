@@ -24,6 +24,7 @@ SHAPES = {
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024),
 }
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+MIXED = [8, 16, 32, 64]
 
 
 def build(shape, device):
@@ -35,13 +36,14 @@ def build(shape, device):
     return model.to(torch.bfloat16).eval()
 
 
-def add_adapters(model, num, rank):
+def add_adapters(model, ranks):
+    """Adapters a0, a1, … of these ranks on all linears."""
     # Random B too: zeros would cost the same, but look like a mistake.
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEARS,
-                             init_lora_weights=False, task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(model, config, adapter_name="a0", autocast_adapter_dtype=False)
-    for i in range(1, num):
-        adapted.add_adapter(f"a{i}", config, autocast_adapter_dtype=False)
+    configs = [peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=LINEARS,
+                               init_lora_weights=False, task_type="CAUSAL_LM") for rank in ranks]
+    adapted = peft.get_peft_model(model, configs[0], adapter_name="a0")
+    for i, config in enumerate(configs[1:], 1):
+        adapted.add_adapter(f"a{i}", config)
     return adapted.to(torch.bfloat16).eval()
 
 
@@ -106,9 +108,12 @@ def main():
     model = build(args.model_shape, device)
     for batch in sorted({1, args.batch}):
         measure("base", model, batch, None)
-    model = add_adapters(model, args.adapters, args.rank)
+    # The adapters of both cases at once: of one rank, then of mixed ones.
+    num = args.adapters
+    model = add_adapters(model, [args.rank] * num + [MIXED[i % len(MIXED)] for i in range(num)])
     measure("shared", model, args.batch, ["a0"] * args.batch)
-    measure("distinct", model, args.batch, [f"a{i % args.adapters}" for i in range(args.batch)])
+    measure("distinct", model, args.batch, [f"a{i % num}" for i in range(args.batch)])
+    measure("mixed", model, args.batch, [f"a{num + i % num}" for i in range(args.batch)])
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
             json.dump({**facts, "results": results}, file, indent=1)

@@ -1,7 +1,7 @@
 //! What a run amounts to: rates and percentiles. In: records. Out: a [`Report`], which serializes
 //! to JSON and prints as a table. Pure.
 
-use crate::drive::Run;
+use crate::drive::{RequestRecord, Run};
 use crate::workload::WorkloadConfig;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -75,6 +75,8 @@ pub struct Report {
     pub total_tokens_per_s: f64,
     /// Time to first token.
     pub ttft: Summary,
+    /// Part of all requests whose first token came within six seconds: S-LoRA's attainment.
+    pub ttft_attainment: f64,
     /// Gaps between arrivals of output, all requests together.
     pub inter_token: Summary,
     /// Per request: (last output - first output) / (output tokens - 1).
@@ -86,6 +88,9 @@ pub struct Report {
     /// Each distinct error and how often it came.
     pub errors: BTreeMap<String, usize>,
 }
+
+/// S-LoRA's objective.
+const TTFT_OBJECTIVE: Duration = Duration::from_secs(6);
 
 /// More distinct errors than this are counted together.
 const MAX_DISTINCT_ERRORS: usize = 20;
@@ -116,6 +121,10 @@ impl Report {
             let gaps = u32::try_from(record.completion_tokens.checked_sub(1)?).ok()?;
             (gaps > 0).then(|| (*last - *first) / gaps)
         });
+        let is_in_time = |record: &&&RequestRecord| {
+            record.ticks.first().is_some_and(|first| *first <= TTFT_OBJECTIVE)
+        };
+        let num_in_time = completed.iter().filter(is_in_time).count();
         Self {
             workload,
             target,
@@ -132,6 +141,7 @@ impl Report {
             output_tokens_per_s: per_second(completion_tokens),
             total_tokens_per_s: per_second(prompt_tokens + completion_tokens),
             ttft: Summary::of(completed.iter().filter_map(|r| r.ticks.first().copied())),
+            ttft_attainment: num_in_time as f64 / run.records.len().max(1) as f64,
             inter_token: Summary::of(
                 completed.iter().flat_map(|r| r.ticks.windows(2).map(|pair| pair[1] - pair[0])),
             ),
@@ -168,7 +178,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "  {:<24}{:>12.2}", "output tokens/s", self.output_tokens_per_s)?;
         writeln!(f, "  {:<24}{:>12.2}", "total tokens/s", self.total_tokens_per_s)?;
-        writeln!(f, "  {:<24}{:>12.3}\n", "requests/s", self.requests_per_s)?;
+        writeln!(f, "  {:<24}{:>12.3}", "requests/s", self.requests_per_s)?;
+        writeln!(f, "  {:<24}{:>12.3}\n", "first token within 6 s", self.ttft_attainment)?;
         writeln!(
             f,
             "  {:<24}{:>12}{:>12}{:>12}{:>12}{:>12}",
@@ -205,7 +216,6 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::drive::RequestRecord;
     use crate::workload::tests::small;
 
     fn ms(values: &[u64]) -> Vec<Duration> {
@@ -248,6 +258,7 @@ mod tests {
         assert!((report.total_tokens_per_s - 80.0).abs() < 1e-9);
         assert!((report.requests_per_s - 4.0).abs() < 1e-9);
         assert!((report.ttft.mean_ms - 15.0).abs() < 1e-9);
+        assert!((report.ttft_attainment - 2.0 / 3.0).abs() < 1e-9);
         assert_eq!(report.inter_token.count, 4);
         assert!((report.inter_token.mean_ms - 20.0).abs() < 1e-9);
         assert!((report.time_per_output_token.max_ms - 40.0 / 3.0).abs() < 1e-3);

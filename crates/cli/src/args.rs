@@ -3,12 +3,14 @@
 
 pub mod bench;
 pub mod calibrate;
+pub mod kernels;
 pub mod serve;
 pub mod simulate;
 pub mod trace;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use calibrate::BenchCalibrateArgs;
+pub use kernels::BenchKernelsArgs;
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
 pub use simulate::BenchSimulateArgs;
 pub use trace::{BenchTraceArgs, TraceArgs};

@@ -6,6 +6,7 @@ use crate::args::serve::LoadFormat;
 use crate::args::{BenchAdaptersArgs, BenchEngineArgs, BenchServeArgs, LoadArgs};
 use crate::device::{self, BuiltExecutor};
 use crate::engine_target::EngineTarget;
+use crate::machine;
 use crate::model_source::ModelSource;
 use crate::output::write_json;
 use crate::progress::count_bar;
@@ -16,6 +17,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinSet;
+use weft_adapters::{AdapterLease, AdapterRegistry};
 use weft_bench::{
     AdapterRecipe, Arrivals, DriveLimits, Endpoint, HttpConfig, HttpTarget, PromptStyle, Report,
     Target, WorkloadConfig, drive, write_adapter,
@@ -92,17 +95,18 @@ pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
     let mut named = adapter_flags::named_adapters(&args.adapter_args)?;
     if args.adapters > 0 {
         ensure!(named.is_empty(), "--adapters makes random adapters; leave out --adapter with it");
-        let random = RandomAdapters::new(spec.clone(), args.adapters, args.ranks.clone());
+        let modules = modules_of(&args.target_modules)?;
+        let random = RandomAdapters::new(spec.clone(), args.adapters, args.ranks.clone(), modules);
         named.extend(random.names().map(|(name, path)| NamedAdapter { name, path }));
         config.storage = Arc::new(random);
+        // Nobody is served yet: all processors may make them.
+        config.max_concurrent_lowerings = machine::num_cores();
     }
     let registry = adapter_flags::open_registry(&args.adapter_args, config, &named)?;
     let names: Vec<String> = registry.list().into_iter().map(|info| info.name).collect();
-    let mut leases = HashMap::new();
-    for name in &names {
-        leases.insert(name.clone(), registry.resolve(name).await?);
-    }
-    let config = engine_config(&args.engine, args.load.num_requests);
+    let leases = load_all(&registry, &names).await?;
+    // All may wait at once, though one tenant sends them, who gets most places but not all.
+    let config = engine_config(&args.engine, 2 * args.load.num_requests);
     let handle = weft_engine::start(executor, spec.vocab_size, config);
     let where_ = format!("{} in this process, {}", source.default_name, facts.device);
     let target = EngineTarget::new(handle.clone(), leases);
@@ -111,24 +115,47 @@ pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
     report
 }
 
+/// Brings adapters to host memory, as many at once as the registry likes.
+async fn load_all(
+    registry: &AdapterRegistry,
+    names: &[String],
+) -> Result<HashMap<String, AdapterLease>> {
+    let bar = count_bar(names.len() as u64, "loading adapters");
+    let mut loads = JoinSet::new();
+    for name in names.iter().cloned() {
+        let registry = registry.clone();
+        loads.spawn(async move { (registry.resolve(&name).await, name) });
+    }
+    let mut leases = HashMap::new();
+    while let Some(loaded) = loads.join_next().await {
+        let (lease, name) = loaded?;
+        leases.insert(name, lease?);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(leases)
+}
+
+/// Linears by the names that flags give them.
+fn modules_of(names: &[String]) -> Result<Vec<Module>> {
+    let find = |name: &String| {
+        let has_name = |module: &Module| {
+            let full = module.hf_name();
+            full == name || full.strip_suffix("_proj") == Some(name)
+        };
+        let found = Module::ALL.into_iter().find(has_name);
+        found.ok_or_else(|| anyhow!("--target-modules: `{name}` is not a linear of a layer"))
+    };
+    names.iter().map(find).collect()
+}
+
 /// Writes adapters with random weights.
 ///
 /// # Errors
 /// If the model cannot be read or a file cannot be written.
 pub fn adapters(args: &BenchAdaptersArgs) -> Result<()> {
     ensure!(args.ranks.iter().all(|&rank| rank > 0), "--ranks: a rank must be at least 1");
-    let modules = args
-        .target_modules
-        .iter()
-        .map(|name| {
-            let has_name = |module: &Module| {
-                let full = module.hf_name();
-                full == name || full.strip_suffix("_proj") == Some(name)
-            };
-            let found = Module::ALL.into_iter().find(has_name);
-            found.ok_or_else(|| anyhow!("--target-modules: `{name}` is not a linear of a layer"))
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let modules = modules_of(&args.target_modules)?;
     let spec = device::read_spec(&find_model(Some(&args.model))?.path)?;
     let bar = count_bar(args.num as u64, "writing adapters");
     for (i, &rank) in (0..args.num).zip(args.ranks.iter().cycle()) {

@@ -1,5 +1,6 @@
 //! The one place that joins model and engine: flags and a path in, a boxed [`Executor`] out. Nobody
-//! else here names the model, the runner or the kernels.
+//! else here names the model, the runner or the kernels, but [`crate::bench_kernels`], which has no model
+//! to run.
 
 mod gpu;
 

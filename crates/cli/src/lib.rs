@@ -9,6 +9,7 @@ pub mod adapter_list;
 pub mod announcement;
 pub mod args;
 pub mod bench;
+pub mod bench_kernels;
 pub mod cache;
 pub mod calibrate;
 pub mod check;

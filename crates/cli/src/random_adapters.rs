@@ -12,12 +12,13 @@ use weft_types::{BaseModelSpec, Module};
 /// Where they seem to lie.
 const ROOT: &str = "/random-adapters";
 
-/// All linears of all layers; adapter `i` has the `i`-th rank, in turn.
+/// Some linears of all layers; adapter `i` has the `i`-th rank, in turn.
 #[derive(Debug)]
 pub struct RandomAdapters {
     base: BaseModelSpec,
     num: usize,
     ranks: Vec<usize>,
+    modules: Vec<Module>,
     /// Bytes of the tensors by rank.
     lengths: Mutex<HashMap<usize, u64>>,
 }
@@ -30,10 +31,10 @@ enum Part {
 }
 
 impl RandomAdapters {
-    /// `ranks` is not empty.
+    /// Neither `ranks` nor `modules` is empty.
     #[must_use]
-    pub fn new(base: BaseModelSpec, num: usize, ranks: Vec<usize>) -> Self {
-        Self { base, num, ranks, lengths: Mutex::default() }
+    pub fn new(base: BaseModelSpec, num: usize, ranks: Vec<usize>, modules: Vec<Module>) -> Self {
+        Self { base, num, ranks, modules, lengths: Mutex::default() }
     }
 
     /// Names and where they seem to lie.
@@ -62,7 +63,7 @@ impl RandomAdapters {
 
     fn recipe(&self, index: usize) -> AdapterRecipe {
         let rank = self.ranks[index % self.ranks.len()];
-        AdapterRecipe { rank, modules: Module::ALL.to_vec(), seed: index as u64 }
+        AdapterRecipe { rank, modules: self.modules.clone(), seed: index as u64 }
     }
 
     fn tensors(&self, index: usize) -> io::Result<Vec<u8>> {
@@ -152,7 +153,12 @@ mod tests {
             max_context: 64,
             tied_embeddings: true,
         };
-        let adapters = Arc::new(RandomAdapters::new(base.clone(), 3, vec![2, 5]));
+        let adapters = Arc::new(RandomAdapters::new(
+            base.clone(),
+            3,
+            vec![2, 5],
+            vec![Module::Q, Module::Down],
+        ));
         let names: Vec<_> = adapters.names().collect();
         let storage: Arc<dyn Storage> = adapters;
         let registry =

@@ -10,7 +10,9 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{adapter_list, bench, calibrate, check, inspect, serve, simulate, trace_source};
+use crate::{
+    adapter_list, bench, bench_kernels, calibrate, check, inspect, serve, simulate, trace_source,
+};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -80,6 +82,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                     print(calibrate::run(&args)?)?;
                     return Ok(ExitCode::SUCCESS);
                 }
+                BenchCommand::Kernels(args) => return Ok(status(bench_kernels::run(&args)?)),
                 BenchCommand::Adapters(args) => {
                     bench::adapters(&args)?;
                     return Ok(ExitCode::SUCCESS);

@@ -92,3 +92,54 @@ fn a_shape_that_nobody_knows_is_told() {
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && err.contains("llama-3.1-8b"), "{err}");
 }
+
+#[test]
+fn kernels_are_checked_at_tiny_shapes_and_say_that_nothing_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("kernels.json");
+    let output = weft(&["bench", "kernels", "--shapes", "tiny", "--filter", "Norm"])
+        .arg("--json")
+        .arg(&json)
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{out}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(out.contains("nothing is measured") && out.contains("all right"), "{out}");
+    let row = out.lines().find(|line| line.starts_with("RMSNorm ") && line.contains("[8, 64]"));
+    let cells: Vec<&str> = row.unwrap_or_else(|| panic!("{out}")).split_whitespace().collect();
+    // The error, and no time, rate, bound or share of it.
+    assert!(cells[3].parse::<f64>().is_ok_and(|error| error > 0.0 && error < 1e-3), "{out}");
+    assert_eq!(cells[4..], ["-"; 4], "{out}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+    assert_eq!((&report["measured"], &report["num_wrong"]), (&json!(false), &json!(0)));
+    let rows = report["kernels"].as_array().unwrap();
+    assert!(rows.len() == 10 && rows.iter().all(|row| row["ms"].is_null()), "{report}");
+}
+
+/// Every family of kernels runs, is compared, and is right: one row of each is enough here.
+#[test]
+fn every_family_of_kernels_is_right_at_a_tiny_shape() {
+    for filter in [
+        "linear W4 o [8,",
+        "linear NF4 q k v [128,",
+        "attention, decode 8 x 256",
+        "attention, prefill 128 rows, 256",
+        "RoPE, store [8,",
+        "BGMV q k v zipf r8,16,32,64 [8,",
+        "SGMV down of 4 r16",
+        "gains [32,",
+        "gated activation [8,",
+        "gather [128, 64] → [8,",
+        "embedding [256, 64] → [8,",
+        "sampling, top-k 40, top-p 0.95 [8,",
+    ] {
+        let output =
+            weft(&["bench", "kernels", "--shapes", "tiny", "--filter", filter]).output().unwrap();
+        let out = String::from_utf8_lossy(&output.stdout);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && out.contains("1 rows, all right"), "{out}\n{err}");
+    }
+    let nothing = weft(&["bench", "kernels", "--shapes", "tiny", "--filter", "fft"]);
+    let err = { nothing }.output().unwrap().stderr;
+    assert!(String::from_utf8_lossy(&err).contains("--filter fft"));
+}

@@ -158,6 +158,11 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// When the driver fails.
     fn wait(&self, stream: Stream, event: Event) -> Result<(), DriverError>;
 
+    /// Whether it can tell the time between two points: an emulated one cannot.
+    fn has_clock(&self) -> bool {
+        true
+    }
+
     /// Milliseconds between two points that have passed; forgets both.
     ///
     /// # Errors

@@ -290,6 +290,10 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
+    fn has_clock(&self) -> bool {
+        false
+    }
+
     fn elapsed_ms(&self, _: Event, _: Event) -> Result<f32, DriverError> {
         Err(failure("an emulated GPU has no clock"))
     }

@@ -8,6 +8,7 @@
 //! * [`arena`], [`adapter`], [`tensor`], [`step_tables`]: what is in its memory.
 //! * [`ops`]: one file for each family of kernels.
 //! * [`step_ops`]: the decoder's operations, each a launch or two, checked and recorded.
+//! * [`bench`]: all kernels at a model's shapes, their errors and times.
 //! * [`adapter_table`], [`work_list`]: what the LoRA kernels read of an adapter, and of a step.
 //!
 //! In: device addresses and shapes. Knows nothing of requests, sequences or files.
@@ -17,6 +18,7 @@
 pub mod adapter;
 pub mod adapter_table;
 pub mod arena;
+pub mod bench;
 pub mod devices;
 pub mod driver;
 pub mod emulated;

@@ -1,12 +1,16 @@
 //! The flags of `weft bench`.
 
 use super::calibrate::BenchCalibrateArgs;
+use super::kernels::BenchKernelsArgs;
 use super::serve::{AdapterArgs, EngineArgs};
 use super::simulate::BenchSimulateArgs;
 use super::trace::BenchTraceArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use weft_bench::{LengthRange, Popularity};
+
+/// What adapters with random weights adapt.
+const ALL_LINEARS: &str = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj";
 
 /// `weft bench`
 #[derive(Debug, Subcommand)]
@@ -19,6 +23,8 @@ pub enum BenchCommand {
     Simulate(BenchSimulateArgs),
     /// Measure what steps and loads cost here, for the cost model of `simulate`.
     Calibrate(BenchCalibrateArgs),
+    /// Check and time each kernel of a GPU at the shapes of a model.
+    Kernels(BenchKernelsArgs),
     /// Write PEFT directories with random weights, to have adapters to measure with.
     Adapters(BenchAdaptersArgs),
     /// Write a trace of requests, or sort a recorded one by arrival.
@@ -142,11 +148,12 @@ pub struct BenchServeArgs {
 #[command(after_help = "\
 Examples:
   weft bench engine smollm2-135m-instruct --concurrency 16
-  weft bench engine model.gguf --adapter-dir ./r8 --concurrency 16 --num-requests 96")]
+  weft bench engine model.gguf --adapter-dir ./r8 --concurrency 16 --num-requests 96
+  weft bench engine llama-3.1-8b --load-format dummy --device cuda --adapters 32 --concurrency 32")]
 pub struct BenchEngineArgs {
     /// A GGUF file, a Hugging Face directory, or the name of a known model.
     pub model: String,
-    /// So many adapters with random weights on all linears, made in memory.
+    /// So many adapters with random weights, made in memory.
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Adapters")]
     pub adapters: usize,
     /// Their ranks, taken in turn.
@@ -159,6 +166,15 @@ pub struct BenchEngineArgs {
         help_heading = "Adapters"
     )]
     pub ranks: Vec<usize>,
+    /// Their linears, by Hugging Face names or without `_proj`.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = ALL_LINEARS,
+        value_name = "M,…",
+        help_heading = "Adapters"
+    )]
+    pub target_modules: Vec<String>,
     /// Which adapters; every one is asked for.
     #[command(flatten)]
     pub adapter_args: AdapterArgs,
@@ -194,7 +210,7 @@ pub struct BenchAdaptersArgs {
         long,
         visible_alias = "targets",
         value_delimiter = ',',
-        default_value = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        default_value = ALL_LINEARS,
         value_name = "M,…"
     )]
     pub target_modules: Vec<String>,
