@@ -78,6 +78,12 @@ fn every_family_answers_as_on_the_cpu_with_mixed_adapters() {
         "models/tiny-qwen2",
         "models/tiny-qwen3",
         "gguf/tiny-mixed.gguf",
+        "bases/nf4-dq",
+        "bases/fp4-dq-skip",
+        "bases/int8",
+        "bases/awq-128",
+        "bases/gptq-act-order",
+        "bases/gptq-8-act-order",
     ] {
         let model = model(path);
         let requests = requests(&model, &[1, 3, 8, 16, 64], &greedy());
