@@ -262,7 +262,7 @@ fn a_config_that_says_something_else_is_refused_with_its_key() {
             assert!(text.contains(from), "{from} in {text}");
             text.replace(from, to)
         };
-        load_edited(name, &tensors(name), replaced).err().expect("refused").to_string()
+        load_edited(name, &tensors(name), replaced).expect_err("refused").to_string()
     };
     for (error, words) in [
         (with("nf4", "\"bitsandbytes\"", "\"hqq\""), "quant_method `hqq`"),
