@@ -5,6 +5,8 @@
 
 use std::hint::black_box;
 use std::time::Instant;
+use weft_kernels::codebook::Codebook;
+use weft_kernels::coded::CodedRow;
 use weft_kernels::matmul::{Input, Job, matmul};
 use weft_kernels::pack::{Packer, QuantizedRow};
 use weft_kernels::quantize::QuantizedRows;
@@ -20,6 +22,10 @@ fn main() {
         ("W4", Format::W4),
         ("W8", Format::W8 { group: 32, offset: 128, has_min: false }),
         ("W8 of 16", Format::W8 { group: 16, offset: 32, has_min: false }),
+        ("NF4", Format::Codebook { book: Codebook::Nf4, group: 64 }),
+        ("4 bits, zeros", Format::ZeroPoint { bits: 4, group: 64 }),
+        ("8 bits, zeros", Format::ZeroPoint { bits: 8, group: NUM_INPUTS }),
+        ("F32", Format::F32),
     ];
     println!("billions of multiply-adds per second, one thread, {NUM_OUTPUTS} x {NUM_INPUTS}\n");
     println!("| | {} |", ROWS.map(|rows| format!("{rows} rows")).join(" | "));
@@ -38,8 +44,23 @@ fn weight(format: Format) -> PackedLinear {
     let scales = vec![0.01; NUM_INPUTS / format.group()];
     let mins = if format == Format::W4 { vec![-0.08; scales.len()] } else { Vec::new() };
     let mut packer = Packer::new(format, NUM_OUTPUTS, NUM_INPUTS);
+    let zeros = vec![8; scales.len()];
     for row in 0..NUM_OUTPUTS {
-        packer.set_quantized(row, QuantizedRow { codes: &codes, scales: &scales, mins: &mins });
+        match format {
+            Format::W4 | Format::W8 { .. } => {
+                packer.set_quantized(
+                    row,
+                    QuantizedRow { codes: &codes, scales: &scales, mins: &mins },
+                );
+            }
+            Format::Codebook { .. } => {
+                packer.set_coded(row, CodedRow { codes: &codes, scales: &scales, zeros: &[] });
+            }
+            Format::ZeroPoint { .. } => {
+                packer.set_coded(row, CodedRow { codes: &codes, scales: &scales, zeros: &zeros });
+            }
+            _ => packer.set_float(row, &vec![0.5; NUM_INPUTS]),
+        }
     }
     packer.finish()
 }

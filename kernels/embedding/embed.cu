@@ -20,10 +20,12 @@ struct EmbedParams {
 
 constexpr int kEmbedThreads = 256;
 
-// scale * code + min, of the group at `at`; `code` without its offset.
+// scale * code + min or scale * (code - zero), of the group at `at`; `code` without its offset.
 template <typename T>
-__device__ __forceinline__ float affine(const T *scales, bool has_min, uint32_t at, float code) {
-    return has_min ? to_f32(scales[2 * at]) * code + to_f32(scales[2 * at + 1]) : to_f32(scales[at]) * code;
+__device__ __forceinline__ float affine(const T *scales, uint32_t flags, uint32_t at, float code) {
+    if ((flags & kHasMin) == 0) return to_f32(scales[at]) * code;
+    const float scale = to_f32(scales[2 * at]), min = to_f32(scales[2 * at + 1]);
+    return (flags & kHasZero) != 0 ? scale * (code - min) : scale * code + min;
 }
 
 template <typename T, Format kFormat> __device__ __forceinline__ void embed(const EmbedParams &p) {
@@ -50,7 +52,7 @@ template <typename T, Format kFormat> __device__ __forceinline__ void embed(cons
                 const bool has_min = (p.flags & kHasMin) != 0;
                 const T *scales = static_cast<const T *>(p.scales) + row * num_groups * (has_min ? 2 : 1);
                 const float code = static_cast<float>(codes[at]) - static_cast<float>(p.offset);
-                value = affine(scales, has_min, first % kStep * num_groups / kStep, code);
+                value = affine(scales, p.flags, first % kStep * num_groups / kStep, code);
             } else {
                 const size_t at = (step * kWarpSize + lane) * 4 + j;
                 const uint32_t word = static_cast<const uint32_t *>(p.codes)[at];
@@ -58,7 +60,7 @@ template <typename T, Format kFormat> __device__ __forceinline__ void embed(cons
                 if constexpr (kFormat == Format::kW4) {
                     const uint32_t code = word >> (4 * (pair + i % 2 * 4)) & 15;
                     const T *scales = static_cast<const T *>(p.scales) + row * 4;
-                    value = affine(scales, true, j / 2, static_cast<float>(code));
+                    value = affine(scales, p.flags | kHasMin, j / 2, static_cast<float>(code));
                 } else {
                     const uint32_t code = word >> (4 * (pair * 2 + i % 2)) & 15;
                     value = p.codebook[code] * static_cast<const float *>(p.scales)[row];

@@ -17,7 +17,8 @@
 // | codebook | 16 bytes: a word for each matrix, a pair s  | rows g, g + 8: f32 absmax                   |
 // |          | in byte s                                   |                                             |
 //
-// value = scale * (code - offset) + min, or codebook[code] * absmax. Scales and mins are of type T.
+// value = scale * (code - offset) + min, or scale * (code - offset - zero), or codebook[code] * absmax.
+// Scales, mins and zeros are of type T.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -32,6 +33,7 @@ constexpr uint32_t kGroup16 = 2;     // W8: sixteen inputs share a scale, not th
 constexpr uint32_t kOutF32 = 4;      // out is f32, not T
 constexpr uint32_t kAccumulate = 8;  // adds to out, which is f32
 constexpr uint32_t kOutVectors = 16;  // rows of out begin at multiples of 16 bytes
+constexpr uint32_t kHasZero = 32;     // W4, W8: what lies beside scales are zeros, not mins
 
 // One of up to three linears that read the same x.
 struct LinearPart {
@@ -167,6 +169,13 @@ __device__ __forceinline__ uint32_t codes8_pair<bf16>(uint32_t word, bool second
     return sub2<bf16>(fma2<bf16>(high, 0x41804180u, low), offset);
 }
 
+// scale * code + min or, with a zero in its place, scale * (code - zero): small integers, whose difference
+// is exact.
+template <typename T>
+__device__ __forceinline__ uint32_t scaled(uint32_t code, uint32_t scale, uint32_t min, bool has_zero) {
+    return has_zero ? mul2<T>(sub2<T>(code, min), scale) : fma2<T>(code, scale, min);
+}
+
 // A codebook as pairs: 256 x 32 words, of which a lane reads its own column, so that 32 lanes never
 // meet in a bank.
 constexpr int kPairTableBytes = 256 * kWarpSize * 4;
@@ -184,17 +193,19 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
 #pragma unroll
         for (int j = 0; j < 4; ++j) put4(to.a[j], 0, from.codes[j]);
     } else if constexpr (kFormat == Format::kW4) {
+        const bool has_zero = (part.flags & kHasZero) != 0;
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const uint32_t word = word_of(from.codes[0], j);
 #pragma unroll
             for (int s = 0; s < 4; ++s) {
                 const uint32_t scales = from.scales[s % 2 * 2 + j / 2];
-                to.a[j][s] = fma2<T>(codes4_pair<T>(word, s), both_low(scales), both_high(scales));
+                to.a[j][s] = scaled<T>(codes4_pair<T>(word, s), both_low(scales), both_high(scales), has_zero);
             }
         }
     } else if constexpr (kFormat == Format::kW8) {
         const bool has_min = (part.flags & kHasMin) != 0, group16 = (part.flags & kGroup16) != 0;
+        const bool has_zero = (part.flags & kHasZero) != 0;
         // Of the two groups of 16 in a half of the step, by the lane's inputs.
         const bool in_second = lane_index() % 4 >= 2;
         uint32_t scale[2][2], min[2][2] = {};  // of rows and halves of the step
@@ -221,8 +232,8 @@ __device__ __forceinline__ void dequantize(Fragments<kFormat> &to, const PackedS
             for (int row = 0; row < 2; ++row) {
                 const uint32_t word = word_of(from.codes[j / 2], j % 2 * 2 + row);
                 const uint32_t s = scale[row][j / 2], m = min[row][j / 2];
-                to.a[j][row] = fma2<T>(codes8_pair<T>(word, false, offset), s, m);
-                to.a[j][row + 2] = fma2<T>(codes8_pair<T>(word, true, offset), s, m);
+                to.a[j][row] = scaled<T>(codes8_pair<T>(word, false, offset), s, m, has_zero);
+                to.a[j][row + 2] = scaled<T>(codes8_pair<T>(word, true, offset), s, m, has_zero);
             }
         }
     } else {

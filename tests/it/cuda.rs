@@ -96,6 +96,19 @@ fn every_family_answers_as_on_the_cpu_with_mixed_adapters() {
 }
 
 #[test]
+fn quantized_bases_answer_as_on_the_cpu() {
+    for name in ["nf4-dq", "fp4-dq-skip", "int8", "awq-128", "gptq-act-order", "gptq-8-act-order"] {
+        let model = model(&format!("bases/{name}"));
+        let mut requests = requests(&model, &[3, 16], &greedy());
+        requests.truncate(5);
+        let (want, _) = run(&model, Setup::default(), &requests);
+        let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
+        let num_ties = assert_agree(&got, &want, name);
+        assert!(num_ties <= 1, "{name}: {num_ties} of 5 answers differ");
+    }
+}
+
+#[test]
 fn draws_on_the_device_are_those_of_the_host() {
     let model = model("models/tiny-llama");
     let sampling = SamplingParams {

@@ -57,7 +57,11 @@ fn merge(model: &LoadedModel, adapter: &LoweredAdapter) -> LoadedModel {
         final_norm: model.weights.final_norm.clone(),
         lm_head: model.weights.lm_head.clone(),
     };
-    LoadedModel { config: model.config.clone(), weights: Arc::new(weights) }
+    LoadedModel {
+        config: model.config.clone(),
+        origin: model.origin.clone(),
+        weights: Arc::new(weights),
+    }
 }
 
 /// `W + s (A^T B)^T`

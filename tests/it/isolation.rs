@@ -8,11 +8,17 @@ use std::path::Path;
 use weft_model::{LoadOptions, LoadedModel};
 use weft_types::SamplingParams;
 
-/// Every weight format between them: all of GGUF's, and single precision.
+/// Every weight format between them: all of GGUF's, single precision, a codebook and zero points.
 fn models() -> Vec<LoadedModel> {
-    ["gguf/tiny-mixed.gguf", "models/tiny-llama", "models/tiny-mistral"]
-        .map(|path| LoadedModel::load(Path::new(&golden(path)), &LoadOptions::default()).unwrap())
-        .into()
+    [
+        "gguf/tiny-mixed.gguf",
+        "models/tiny-llama",
+        "models/tiny-mistral",
+        "bases/nf4-dq",
+        "bases/gptq-act-order",
+    ]
+    .map(|path| LoadedModel::load(Path::new(&golden(path)), &LoadOptions::default()).unwrap())
+    .into()
 }
 
 /// Thirty-two requests: different prompts, lengths, samplings, arrivals, and adapters of ranks

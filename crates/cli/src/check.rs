@@ -148,8 +148,8 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
         ),
         Err(error) => findings.add(Grade::Fail, format!("{error:#}")),
     }
-    match device::read_spec(path) {
-        Ok(spec) => {
+    match device::describe_model(path) {
+        Ok((spec, weights)) => {
             findings.add(
                 Grade::Pass,
                 format!(
@@ -160,6 +160,7 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
                     spec.max_context
                 ),
             );
+            findings.add(Grade::Pass, weights);
             Some(spec)
         }
         Err(error) => {

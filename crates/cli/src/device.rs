@@ -119,8 +119,25 @@ impl BuiltExecutor {
 /// # Errors
 /// A sentence about the model.
 pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
+    Ok(describe_model(path)?.0)
+}
+
+/// The shapes of the model at `path`, and what its weights are, for people. Loads it to find out.
+///
+/// # Errors
+/// A sentence about the model.
+pub fn describe_model(path: &Path) -> Result<(BaseModelSpec, String)> {
     let model = LoadedModel::load(path, &LoadOptions::default())?;
-    Ok(model.spec().clone())
+    let formats = model.layer_formats();
+    let formats: Vec<String> = formats.iter().map(ToString::to_string).collect();
+    let weights = format!(
+        "weights: {}; in memory {} (layers {}; embedding {})",
+        model.origin,
+        ByteSize(model.weight_bytes() as u64),
+        formats.join(", "),
+        model.weights.embedding.format()
+    );
+    Ok((model.spec().clone(), weights))
 }
 
 fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
@@ -137,6 +154,8 @@ fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
             QuantizeChoice::None => Quantize::None,
             QuantizeChoice::Int8 => Quantize::Int8,
             QuantizeChoice::Int4 => Quantize::Int4,
+            QuantizeChoice::Nf4 => Quantize::Nf4,
+            QuantizeChoice::Nf4DoubleQuant => Quantize::Nf4DoubleQuant,
         },
         num_threads: args.threads,
         on_progress: Some(Arc::new(on_progress)),

@@ -107,6 +107,8 @@ pub struct StepOps {
     /// `[positions, rotary_dim / 2]` of (cos, sin)
     rotations: Buffer<f32>,
     attention_scratch: Buffer<f32>,
+    /// Rows of activations in the order of some linear's inputs; made for the first.
+    ordered_rows: Buffer<u16>,
     /// Made for the first draw.
     sampling: Option<SamplingBuffers>,
     mode: Mode,
@@ -132,6 +134,7 @@ impl StepOps {
             lora: StepLora::new(gpu, config)?,
             rotations: gpu.upload(&rotations)?,
             attention_scratch: gpu.alloc(0)?,
+            ordered_rows: gpu.alloc(0)?,
             sampling: None,
             mode: Mode::Eager,
             graphs: FxHashMap::default(),
@@ -340,9 +343,29 @@ impl StepOps {
         if self.is_replaying() {
             return Ok(());
         }
-        // SAFETY: the tensors have these shapes.
-        unsafe { linear(&self.gpu, x.ptr(), num_rows, &linears)? };
+        for same in linears.chunk_by(|a, b| a.weight.order() == b.weight.order()) {
+            let x = self.ordered(x, same[0].weight)?;
+            // SAFETY: the tensors have these shapes.
+            unsafe { linear(&self.gpu, x, num_rows, same)? };
+        }
         self.lora.apply(&self.gpu, x, segments, &targets)
+    }
+
+    /// `x` with its columns in the order of `weight`: itself, or a copy until the next call.
+    fn ordered(&mut self, x: &CudaTensor, weight: &CudaLinear) -> Result<DevicePtr, DriverError> {
+        let Some(order) = weight.order_ptr() else { return Ok(x.ptr()) };
+        if self.ordered_rows.is_empty() {
+            // Kinds of steps are recorded when they come again: it has its place by then.
+            let limits = self.config.limits;
+            let max_rows = limits.max_rows.max(limits.max_logit_rows);
+            self.ordered_rows = self.gpu.alloc(max_rows * self.config.max_inputs)?;
+        }
+        let shape = [x.num_rows(), x.width()];
+        assert!(shape[0] * shape[1] <= self.ordered_rows.len(), "within the limits");
+        let out = self.ordered_rows.ptr();
+        // SAFETY: `x` has this shape, the copy has room for it, an order as many inputs as `x`.
+        unsafe { rows::gather_columns(&self.gpu, (x.ptr(), order, out), shape)? };
+        Ok(out)
     }
 
     /// Rotates q and k in place, then stores k and v.

@@ -1,8 +1,8 @@
 //! A linear's weights on the device, in the order in which its tensor cores read them.
 //!
-//! In: the CPU's packed linears, plain 4-bit codes with their absmax, or nothing (random weights). Out:
-//! buffers for the kernels of `kernels/matmul`; `weights.cuh` there has the layout. Nothing is
-//! requantized; scales and mins are rounded to the activations' type, which the kernels compute in.
+//! In: the CPU's packed linears, or nothing (random weights). Out: buffers for the kernels of
+//! `kernels/matmul`; `weights.cuh` there has the layout. Nothing is requantized; scales, mins and zeros are
+//! rounded to the activations' type, which the kernels compute in.
 
 pub(crate) mod layout;
 mod random;
@@ -13,6 +13,7 @@ use half::{bf16, f16};
 use layout::{Row, STEP, TILE, pack};
 use random::Random;
 use weft_kernels::PackedLinear;
+use weft_kernels::codebook::Codebook;
 use weft_kernels::weight::Format;
 
 /// How numbers are stored.
@@ -31,52 +32,14 @@ pub enum WeightFormat {
         /// Whether each group has a min.
         has_min: bool,
     },
-    /// `codebook[code] * absmax`: four-bit codes, quantiles of a normal distribution, an absmax for 64
-    /// inputs of a row.
-    Nf4,
-    /// The same with a codebook of four-bit floats.
-    Fp4,
+    /// `scale * (code - zero)`: codes of 4 or 8 bits, integer zeros, groups of 32 inputs.
+    ZeroPoint {
+        /// Of a code and of a zero: 4 or 8.
+        bits: usize,
+    },
+    /// `codebook[code] * absmax`: four-bit codes, an absmax for 64 inputs of a row.
+    Codebook(Codebook),
 }
-
-/// Of NF4 (Dettmers et al. 2023).
-pub const NF4_CODEBOOK: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-
-/// Of FP4: a sign, two bits of exponent, one of mantissa; the largest is 1.
-pub const FP4_CODEBOOK: [f32; 16] = [
-    0.0,
-    0.0625 / 12.0,
-    8.0 / 12.0,
-    1.0,
-    4.0 / 12.0,
-    6.0 / 12.0,
-    2.0 / 12.0,
-    3.0 / 12.0,
-    -0.0,
-    -0.0625 / 12.0,
-    -8.0 / 12.0,
-    -1.0,
-    -4.0 / 12.0,
-    -6.0 / 12.0,
-    -2.0 / 12.0,
-    -3.0 / 12.0,
-];
 
 /// A weight matrix `[num_outputs, num_inputs]` on the device.
 #[derive(Debug)]
@@ -88,6 +51,14 @@ pub struct CudaLinear {
     codes: Buffer<u8>,
     scales: Option<Buffer<u8>>,
     codebook: Option<Buffer<f32>>,
+    order: Option<InputOrder>,
+}
+
+/// The input that each stored input is, here and on the device.
+#[derive(Debug)]
+struct InputOrder {
+    inputs: Box<[u32]>,
+    on_device: Buffer<u32>,
 }
 
 impl CudaLinear {
@@ -100,70 +71,20 @@ impl CudaLinear {
         half: HalfType,
         packed: &PackedLinear,
     ) -> Result<Self, DriverError> {
-        let format = match packed.format() {
-            Format::F32 | Format::F16 | Format::Bf16 => WeightFormat::Dense,
-            Format::W4 => WeightFormat::W4,
-            Format::W8 { group, offset, has_min } => WeightFormat::W8 { group, offset, has_min },
-        };
+        let format = device_format(packed);
         let shape = [packed.num_outputs(), packed.num_inputs()];
-        let bytes = pack(format, shape, |row, to| fill_from_packed(half, packed, row, to));
-        Self::uploaded(gpu, half, format, shape, &bytes)
-    }
-
-    /// NF4: `codes:[N,K]`, one in a byte, row by row, and `absmax:[N,K/64]`.
-    ///
-    /// # Errors
-    /// When K is not a multiple of 64, there is not enough memory or the driver fails.
-    ///
-    /// # Panics
-    /// When lengths do not fit the shape.
-    pub fn from_nf4(
-        gpu: &Gpu,
-        half: HalfType,
-        shape: [usize; 2],
-        codes: &[u8],
-        absmax: &[f32],
-    ) -> Result<Self, DriverError> {
-        Self::from_codebook(gpu, half, WeightFormat::Nf4, shape, (codes, absmax))
-    }
-
-    /// FP4, as [`Self::from_nf4`].
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Panics
-    /// As there.
-    pub fn from_fp4(
-        gpu: &Gpu,
-        half: HalfType,
-        shape: [usize; 2],
-        codes: &[u8],
-        absmax: &[f32],
-    ) -> Result<Self, DriverError> {
-        Self::from_codebook(gpu, half, WeightFormat::Fp4, shape, (codes, absmax))
-    }
-
-    fn from_codebook(
-        gpu: &Gpu,
-        half: HalfType,
-        format: WeightFormat,
-        [num_outputs, num_inputs]: [usize; 2],
-        (codes, absmax): (&[u8], &[f32]),
-    ) -> Result<Self, DriverError> {
-        check_inputs(format, num_inputs)?;
-        let num_blocks = num_inputs / format.group();
-        assert_eq!(codes.len(), num_outputs * num_inputs, "a code for each weight");
-        assert_eq!(absmax.len(), num_outputs * num_blocks, "an absmax for each block");
-        let shape = [num_outputs, num_inputs];
-        let bytes = pack(format, shape, |row, to| {
-            for (to, &code) in to.codes.iter_mut().zip(&codes[row * num_inputs..]) {
-                *to = u16::from(code);
+        let bytes = pack(format, shape, |row, to| match format {
+            WeightFormat::Dense => fill_dense(half, packed, row, to),
+            WeightFormat::W4 | WeightFormat::W8 { .. } => fill_quantized(half, packed, row, to),
+            WeightFormat::ZeroPoint { .. } | WeightFormat::Codebook(_) => {
+                fill_coded(half, format, packed, row, to);
             }
-            let absmax = &absmax[row * num_blocks..][..num_blocks];
-            to.scales.copy_from_slice(bytemuck::cast_slice(absmax));
         });
-        Self::uploaded(gpu, half, format, shape, &bytes)
+        let mut linear = Self::uploaded(gpu, half, format, shape, &bytes)?;
+        if let (Some(order), false) = (packed.order(), format == WeightFormat::Dense) {
+            linear.order = Some(InputOrder { inputs: order.into(), on_device: gpu.upload(order)? });
+        }
+        Ok(linear)
     }
 
     /// Weights out of nothing, written by the device: inputs of variance 1 give outputs of variance 1.
@@ -182,13 +103,13 @@ impl CudaLinear {
         let scale_bytes = num_step_tiles * TILE * format.step_scale_bytes();
         let codes = gpu.alloc(num_step_tiles * format.step_code_bytes())?;
         let scales = if scale_bytes == 0 { None } else { Some(gpu.alloc(scale_bytes)?) };
-        let codebook = codebook_of(format).map(|values| gpu.upload(&values)).transpose()?;
+        let codebook = codebook_of(format).map(|values| gpu.upload(values)).transpose()?;
         let random = Random::new(half, format, num_inputs, seed);
         random.fill(gpu, &codes)?;
         if let Some(scales) = &scales {
             random.constant().fill(gpu, scales)?;
         }
-        Ok(Self { half, format, num_inputs, num_outputs, codes, scales, codebook })
+        Ok(Self { half, format, num_inputs, num_outputs, codes, scales, codebook, order: None })
     }
 
     fn uploaded(
@@ -200,8 +121,8 @@ impl CudaLinear {
     ) -> Result<Self, DriverError> {
         let codes = gpu.upload(&bytes.codes)?;
         let scales = if bytes.scales.is_empty() { None } else { Some(gpu.upload(&bytes.scales)?) };
-        let codebook = codebook_of(format).map(|values| gpu.upload(&values)).transpose()?;
-        Ok(Self { half, format, num_inputs, num_outputs, codes, scales, codebook })
+        let codebook = codebook_of(format).map(|values| gpu.upload(values)).transpose()?;
+        Ok(Self { half, format, num_inputs, num_outputs, codes, scales, codebook, order: None })
     }
 
     /// Of the activations that it multiplies.
@@ -228,11 +149,23 @@ impl CudaLinear {
         self.num_outputs
     }
 
+    /// The input that each stored input is, if they differ: columns of x must be gathered.
+    #[must_use]
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_ref().map(|order| &*order.inputs)
+    }
+
+    pub(crate) fn order_ptr(&self) -> Option<DevicePtr> {
+        self.order.as_ref().map(|order| order.on_device.ptr())
+    }
+
     /// Bytes of device memory.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
         let scales = self.scales.as_ref().map_or(0, Buffer::len);
-        self.codes.len() + scales + self.codebook.as_ref().map_or(0, |values| values.len() * 4)
+        let codebook = self.codebook.as_ref().map_or(0, |values| values.len() * 4);
+        let order = self.order.as_ref().map_or(0, |order| order.on_device.len() * 4);
+        self.codes.len() + scales + codebook + order
     }
 
     pub(crate) fn num_tiles(&self) -> usize {
@@ -261,11 +194,26 @@ fn check_inputs(format: WeightFormat, num_inputs: usize) -> Result<(), DriverErr
     )))
 }
 
-fn codebook_of(format: WeightFormat) -> Option<[f32; 16]> {
+fn codebook_of(format: WeightFormat) -> Option<&'static [f32; 16]> {
     match format {
-        WeightFormat::Nf4 => Some(NF4_CODEBOOK),
-        WeightFormat::Fp4 => Some(FP4_CODEBOOK),
+        WeightFormat::Codebook(book) => Some(book.values()),
         _ => None,
+    }
+}
+
+/// The device's form of a format. Groups that it does not have become dense: the same values rounded to
+/// 16 bits, in four times the memory of 4-bit codes.
+fn device_format(packed: &PackedLinear) -> WeightFormat {
+    match packed.format() {
+        Format::W4 => WeightFormat::W4,
+        Format::W8 { group, offset, has_min } => WeightFormat::W8 { group, offset, has_min },
+        Format::Codebook { book, group } if group.is_multiple_of(64) => {
+            WeightFormat::Codebook(book)
+        }
+        Format::ZeroPoint { bits, group } if group.is_multiple_of(32) => {
+            WeightFormat::ZeroPoint { bits }
+        }
+        _ => WeightFormat::Dense,
     }
 }
 
@@ -277,16 +225,49 @@ fn half_bits(half: HalfType, value: f32) -> u16 {
     }
 }
 
-fn fill_from_packed(half: HalfType, packed: &PackedLinear, row: usize, to: &mut Row) {
-    let num_inputs = packed.num_inputs();
-    if !packed.format().is_integer() {
-        let mut values = vec![0.0; num_inputs];
-        packed.dequantize_row_into(row, &mut values);
-        for (to, &value) in to.codes.iter_mut().zip(&values) {
-            *to = half_bits(half, value);
-        }
-        return;
+fn fill_dense(half: HalfType, packed: &PackedLinear, row: usize, to: &mut Row) {
+    let mut values = vec![0.0; packed.num_inputs()];
+    packed.dequantize_row_into(row, &mut values);
+    for (to, &value) in to.codes.iter_mut().zip(&values) {
+        *to = half_bits(half, value);
     }
+}
+
+/// Scales of the CPU's longer groups are repeated.
+fn fill_coded(
+    half: HalfType,
+    format: WeightFormat,
+    packed: &PackedLinear,
+    row: usize,
+    to: &mut Row,
+) {
+    let num_groups = packed.num_inputs() / packed.format().group();
+    let has_zeros = matches!(format, WeightFormat::ZeroPoint { .. });
+    let mut codes = vec![0; packed.num_inputs()];
+    let mut scales = vec![0.0; num_groups];
+    let mut zeros = vec![0; if has_zeros { num_groups } else { 0 }];
+    packed.coded_row_into(row, &mut codes, &mut scales, &mut zeros);
+    for (to, &code) in to.codes.iter_mut().zip(&codes) {
+        *to = u16::from(code);
+    }
+    let repeats = packed.format().group() / format.group();
+    let mut numbers = to.scales.chunks_exact_mut(4);
+    for (group, &scale) in scales.iter().enumerate() {
+        let number = match format {
+            WeightFormat::ZeroPoint { bits } => {
+                let zero = f32::from(zeros[group]) - f32::from(zero_point_offset(bits));
+                u32::from(half_bits(half, scale)) | u32::from(half_bits(half, zero)) << 16
+            }
+            _ => scale.to_bits(),
+        };
+        for to in numbers.by_ref().take(repeats) {
+            to.copy_from_slice(&number.to_le_bytes());
+        }
+    }
+}
+
+fn fill_quantized(half: HalfType, packed: &PackedLinear, row: usize, to: &mut Row) {
+    let num_inputs = packed.num_inputs();
     let num_groups = num_inputs / packed.format().group();
     let has_min = !matches!(packed.format(), Format::W8 { has_min: false, .. });
     let mut codes = vec![0; num_inputs];
@@ -307,4 +288,9 @@ fn fill_from_packed(half: HalfType, packed: &PackedLinear, row: usize, to: &mut 
             number.copy_from_slice(&on_device(bits).to_le_bytes());
         }
     }
+}
+
+/// What the device subtracts from codes, and its zeros lack, so that both are exact in bf16.
+pub(crate) fn zero_point_offset(bits: usize) -> u8 {
+    if bits == 8 { 128 } else { 0 }
 }

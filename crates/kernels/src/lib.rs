@@ -8,8 +8,8 @@
 //! split over threads. So a request's tokens are bit-identical alone or among strangers.
 //!
 //! Most kernels are plain loops over fixed lanes, compiled once per instruction set
-//! ([`isa`]). The integer matmul is written with intrinsics, LoRA and attention over a vector
-//! type (`vector`).
+//! ([`isa`]). The integer matmul is written with intrinsics; LoRA, attention and the matmul of
+//! codes over a vector type (`vector`).
 
 #![expect(unsafe_code, reason = "SIMD, and disjoint writes from several threads")]
 #![allow(clippy::needless_range_loop, reason = "indexed loops over lanes read as the formulas do")]
@@ -17,6 +17,8 @@
 pub mod activation;
 pub mod arena;
 pub mod attention;
+pub mod codebook;
+pub mod coded;
 pub mod embedding;
 pub mod isa;
 pub mod kv;

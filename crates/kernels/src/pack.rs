@@ -30,6 +30,27 @@ impl Packer {
         Self { linear: PackedLinear::zeroed(format, num_outputs, num_inputs) }
     }
 
+    /// The same for a format of codes whose rows are given, and stored, in another order of inputs:
+    /// `order[k]` is the input that the `k`-th code of a row belongs to.
+    ///
+    /// # Panics
+    /// As [`Self::new`], and when `order` does not name each input once.
+    #[must_use]
+    pub fn with_order(
+        format: Format,
+        num_outputs: usize,
+        num_inputs: usize,
+        order: Vec<u32>,
+    ) -> Self {
+        let mut packer = Self::new(format, num_outputs, num_inputs);
+        packer.linear.set_order(order);
+        packer
+    }
+
+    pub(crate) fn linear_mut(&mut self) -> &mut PackedLinear {
+        &mut self.linear
+    }
+
     /// Stores row `row` of a quantized format.
     ///
     /// # Panics
@@ -87,7 +108,7 @@ impl Packer {
                     .copy_from_slice(&F16::from_f32(value).0.to_le_bytes()),
                 Format::Bf16 => out[2 * lane..2 * lane + 2]
                     .copy_from_slice(&Bf16::from_f32(value).0.to_le_bytes()),
-                Format::W4 | Format::W8 { .. } => panic!("{format:?} is not a float format"),
+                _ => panic!("{format:?} is not a float format"),
             }
         }
     }

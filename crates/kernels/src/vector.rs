@@ -17,6 +17,13 @@ pub(crate) trait Vector: Copy {
     fn splat(value: f32) -> Self;
     /// `self * b + c`
     fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `self * b`
+    fn mul(self, b: Self) -> Self;
+    /// `self - b`
+    fn sub(self, b: Self) -> Self;
+    /// A table of sixteen at four bits of each lane: of its little-endian 32-bit word in `words`, those
+    /// that come `NIBBLE` times four bits after the lowest.
+    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self;
     /// From memory.
     fn load(source: &Lanes) -> Self;
     /// From little-endian single precision.
@@ -54,6 +61,30 @@ impl Vector for Portable {
             sum.0[lane] = Self::scalar_mul_add(self.0[lane], b.0[lane], c.0[lane]);
         }
         sum
+    }
+
+    #[inline(always)]
+    fn mul(self, b: Self) -> Self {
+        let mut product = self;
+        for lane in 0..LANES {
+            product.0[lane] *= b.0[lane];
+        }
+        product
+    }
+
+    #[inline(always)]
+    fn sub(self, b: Self) -> Self {
+        let mut difference = self;
+        for lane in 0..LANES {
+            difference.0[lane] -= b.0[lane];
+        }
+        difference
+    }
+
+    #[inline(always)]
+    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self {
+        let number = |bytes| self.0[(u32::from_le_bytes(bytes) >> (4 * NIBBLE) & 15) as usize];
+        Self(lanes_from(words, number))
     }
 
     #[inline(always)]
@@ -110,191 +141,7 @@ fn lanes_from<const SIZE: usize>(source: &[u8], value: impl Fn([u8; SIZE]) -> f3
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::{LANES, Lanes, Vector, exp};
-    use std::arch::x86_64::{
-        __m128i, __m256, __m512, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_castsi256_ps,
-        _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-        _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_set1_ps, _mm256_slli_epi32,
-        _mm256_storeu_ps, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-        _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps,
-        _mm512_slli_epi32, _mm512_storeu_ps,
-    };
-
-    /// Two registers of AVX2 with FMA and F16C.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx2([__m256; 2]);
-
-    // Every block below is safe for the same reasons: by the trait's rule the machine has the
-    // instructions, and pointers come from references to sixteen elements.
-    impl Vector for Avx2 {
-        const BLOCK: usize = 2;
-
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: see above.
-            Self([unsafe { _mm256_set1_ps(value) }; 2])
-        }
-
-        #[inline(always)]
-        fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                Self([
-                    _mm256_fmadd_ps(self.0[0], b.0[0], c.0[0]),
-                    _mm256_fmadd_ps(self.0[1], b.0[1], c.0[1]),
-                ])
-            }
-        }
-
-        #[inline(always)]
-        fn load(source: &Lanes) -> Self {
-            let source = source.as_ptr();
-            // SAFETY: see above.
-            unsafe { Self([_mm256_loadu_ps(source), _mm256_loadu_ps(source.add(8))]) }
-        }
-
-        #[inline(always)]
-        fn load_f32(source: &[u8; 4 * LANES]) -> Self {
-            let source = source.as_ptr().cast::<f32>();
-            // SAFETY: see above.
-            unsafe { Self([_mm256_loadu_ps(source), _mm256_loadu_ps(source.add(8))]) }
-        }
-
-        #[inline(always)]
-        fn load_f16(source: &[u8; 2 * LANES]) -> Self {
-            let source = source.as_ptr().cast::<__m128i>();
-            // SAFETY: see above.
-            unsafe {
-                let (low, high) = (_mm_loadu_si128(source), _mm_loadu_si128(source.add(1)));
-                Self([_mm256_cvtph_ps(low), _mm256_cvtph_ps(high)])
-            }
-        }
-
-        #[inline(always)]
-        fn load_bf16(source: &[u8; 2 * LANES]) -> Self {
-            let source = source.as_ptr().cast::<__m128i>();
-            // SAFETY: see above.
-            unsafe {
-                let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(source));
-                let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.add(1)));
-                Self([
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-                ])
-            }
-        }
-
-        #[inline(always)]
-        fn load_i8(source: &[u8; LANES]) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                let low = _mm_loadu_si128(source.as_ptr().cast());
-                let high = _mm_unpackhi_epi64(low, low);
-                Self([
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(low)),
-                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(high)),
-                ])
-            }
-        }
-
-        #[inline(always)]
-        fn to_lanes(self) -> Lanes {
-            let mut lanes = [0.0; LANES];
-            let out = lanes.as_mut_ptr();
-            // SAFETY: see above.
-            unsafe {
-                _mm256_storeu_ps(out, self.0[0]);
-                _mm256_storeu_ps(out.add(8), self.0[1]);
-            }
-            lanes
-        }
-
-        #[inline(always)]
-        fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
-            a.mul_add(b, c)
-        }
-
-        #[inline(always)]
-        fn exp(x: f32) -> f32 {
-            exp::<true>(x)
-        }
-    }
-
-    /// One register of AVX-512.
-    #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(__m512);
-
-    impl Vector for Avx512 {
-        const BLOCK: usize = 4;
-
-        #[inline(always)]
-        fn splat(value: f32) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm512_set1_ps(value) })
-        }
-
-        #[inline(always)]
-        fn mul_add(self, b: Self, c: Self) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
-        }
-
-        #[inline(always)]
-        fn load(source: &Lanes) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm512_loadu_ps(source.as_ptr()) })
-        }
-
-        #[inline(always)]
-        fn load_f32(source: &[u8; 4 * LANES]) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm512_loadu_ps(source.as_ptr().cast()) })
-        }
-
-        #[inline(always)]
-        fn load_f16(source: &[u8; 2 * LANES]) -> Self {
-            // SAFETY: see above.
-            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(source.as_ptr().cast())) })
-        }
-
-        #[inline(always)]
-        fn load_bf16(source: &[u8; 2 * LANES]) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.as_ptr().cast()));
-                Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-            }
-        }
-
-        #[inline(always)]
-        fn load_i8(source: &[u8; LANES]) -> Self {
-            // SAFETY: see above.
-            unsafe {
-                let bytes = _mm_loadu_si128(source.as_ptr().cast());
-                Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
-            }
-        }
-
-        #[inline(always)]
-        fn to_lanes(self) -> Lanes {
-            let mut lanes = [0.0; LANES];
-            // SAFETY: see above.
-            unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
-            lanes
-        }
-
-        #[inline(always)]
-        fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
-            a.mul_add(b, c)
-        }
-
-        #[inline(always)]
-        fn exp(x: f32) -> f32 {
-            exp::<true>(x)
-        }
-    }
-}
+mod x86;
 
 /// An element of stored matrices, read from bytes at any alignment.
 pub(crate) trait Stored: Copy {
@@ -405,6 +252,37 @@ mod tests {
         *bfloats = Bf16::load::<V>(bytes).to_lanes();
         *floats = f32::load::<V>(bytes).to_lanes();
         *integers = i8::load::<V>(bytes).to_lanes();
+    }
+
+    multivector! {
+        fn look_up(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) = look_up_body
+    }
+
+    #[inline(always)]
+    fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) {
+        let table = V::load(table);
+        *lanes = [table.lookup::<0>(words).to_lanes(), table.lookup::<7>(words).to_lanes()];
+    }
+
+    #[test]
+    fn every_nibble_finds_its_number_whatever_lies_beside_it_on_every_set() {
+        let table: Lanes = std::array::from_fn(|i| 100.0 + i as f32);
+        for isa in crate::Isa::available() {
+            for first in 0..16u32 {
+                let mut words = [0; 64];
+                for (lane, word) in words.as_chunks_mut().0.iter_mut().enumerate() {
+                    let (low, high) = ((lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16);
+                    *word = (low | high << 28 | 0x0a5a_5a50).to_le_bytes();
+                }
+                let mut lanes = [[0.0; LANES]; 2];
+                look_up(isa, &table, &words, &mut lanes);
+                for lane in 0..LANES {
+                    let want = [(lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16];
+                    let want = want.map(|code| 100.0 + code as f32);
+                    assert_eq!([lanes[0][lane], lanes[1][lane]], want, "{isa}");
+                }
+            }
+        }
     }
 
     #[test]

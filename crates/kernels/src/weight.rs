@@ -7,11 +7,16 @@
 //! |---|---|---|
 //! | `W4` | 16 × f16 scale, 16 × f16 min, 32 inputs × 16 × 4 bits | 5 |
 //! | `W8` | 16 × f16 scale, (16 × f16 min), group inputs × 16 × 8 bits | 8.5, 9 (group 16 or min) |
+//! | `Codebook`, `ZeroPoint` | 16 × f32 scale, (16 × i8 zero), group inputs × 16 × 4 or 8 bits | 4.5 (group 64), 4.3 (group 128) |
 //! | floats | one input × 16 values | 16, 32 |
 //!
 //! `value = scale * (code - offset) + min`. GGUF's Q4_0, Q4_1 and Q4_K are `W4`; Q5_0, Q5_1, Q5_K,
-//! Q6_K and Q8_0 are `W8`.
+//! Q6_K and Q8_0 are `W8`. Those two are multiplied with activations in 12-bit integers. `Codebook`
+//! (bitsandbytes) and `ZeroPoint` (GPTQ, AWQ, LLM.int8) say exactly what their files say, and are
+//! multiplied in single precision: `coded`.
 
+use crate::codebook::Codebook;
+use crate::coded::WORD_INPUTS;
 use crate::lanes::{Bf16, Element, F16};
 use std::fmt;
 
@@ -40,6 +45,20 @@ pub enum Format {
         /// Whether each group has a min.
         has_min: bool,
     },
+    /// `scale * codebook[code]`: four-bit codes, single-precision scales (absmax).
+    Codebook {
+        /// What codes stand for.
+        book: Codebook,
+        /// Inputs that share a scale: a multiple of 8.
+        group: usize,
+    },
+    /// `scale * (code - zero)`: single-precision scales, integer zeros.
+    ZeroPoint {
+        /// Of a code and of a zero: 4 or 8.
+        bits: usize,
+        /// Inputs that share a scale and a zero: a multiple of 8.
+        group: usize,
+    },
 }
 
 impl Format {
@@ -49,12 +68,20 @@ impl Format {
         matches!(self, Self::W4 | Self::W8 { .. })
     }
 
+    /// Whether values are stored as they are.
+    #[must_use]
+    pub fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
     /// Inputs that share a scale; 1 for floats.
     #[must_use]
     pub fn group(self) -> usize {
         match self {
             Self::W4 => GROUP,
-            Self::W8 { group, .. } => group,
+            Self::W8 { group, .. }
+            | Self::Codebook { group, .. }
+            | Self::ZeroPoint { group, .. } => group,
             _ => 1,
         }
     }
@@ -67,6 +94,24 @@ impl Format {
             Self::F16 | Self::Bf16 => TILE * 2,
             Self::W4 => 4 * TILE + TILE * GROUP / 2,
             Self::W8 { group, has_min, .. } => (if has_min { 4 } else { 2 }) * TILE + TILE * group,
+            Self::Codebook { group, .. } => self.coded_header_bytes() + TILE * group / 2,
+            Self::ZeroPoint { bits, group } => self.coded_header_bytes() + TILE * group * bits / 8,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::F32 => f.write_str("float32"),
+            Self::F16 => f.write_str("float16"),
+            Self::Bf16 => f.write_str("bfloat16"),
+            Self::W4 => write!(f, "4 bits in groups of {GROUP}"),
+            Self::W8 { group, .. } => write!(f, "8 bits in groups of {group}"),
+            Self::Codebook { book, group } => write!(f, "{book} in groups of {group}"),
+            Self::ZeroPoint { bits, group } => {
+                write!(f, "{bits} bits with zeros in groups of {group}")
+            }
         }
     }
 }
@@ -77,6 +122,8 @@ pub struct PackedLinear {
     format: Format,
     num_inputs: usize,
     num_outputs: usize,
+    /// Stored input → input, if they differ.
+    order: Option<Box<[u32]>>,
     data: AlignedBytes,
 }
 
@@ -89,9 +136,26 @@ impl fmt::Debug for PackedLinear {
 impl PackedLinear {
     pub(crate) fn zeroed(format: Format, num_outputs: usize, num_inputs: usize) -> Self {
         assert!(num_inputs.is_multiple_of(format.group()), "inputs are whole groups");
+        if let Some((bits, _)) = format.coded() {
+            assert!(
+                matches!(bits, 4 | 8) && format.group().is_multiple_of(WORD_INPUTS),
+                "{format:?}"
+            );
+        }
         let num_bytes =
             num_outputs.div_ceil(TILE) * (num_inputs / format.group()) * format.group_bytes();
-        Self { format, num_inputs, num_outputs, data: AlignedBytes::zeroed(num_bytes) }
+        Self { format, num_inputs, num_outputs, order: None, data: AlignedBytes::zeroed(num_bytes) }
+    }
+
+    /// Stores inputs in this order from now on, of a format of codes.
+    pub(crate) fn set_order(&mut self, order: Vec<u32>) {
+        assert!(self.format.coded().is_some(), "{:?} has no order of inputs", self.format);
+        let mut seen = vec![false; self.num_inputs];
+        assert_eq!(order.len(), self.num_inputs);
+        for &input in &order {
+            assert!(!std::mem::replace(&mut seen[input as usize], true), "each input once");
+        }
+        self.order = Some(order.into());
     }
 
     /// How the numbers are stored.
@@ -112,10 +176,16 @@ impl PackedLinear {
         self.num_outputs
     }
 
+    /// The input that each stored input is; `None` if they are stored in order.
+    #[must_use]
+    pub fn order(&self) -> Option<&[u32]> {
+        self.order.as_deref()
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn num_bytes(&self) -> usize {
-        self.data.as_slice().len()
+        self.data.as_slice().len() + self.order.as_ref().map_or(0, |order| 4 * order.len())
     }
 
     /// Tiles of sixteen outputs, the last one perhaps padded with zeros.
@@ -206,6 +276,9 @@ impl PackedLinear {
                 for (block, out) in groups.zip(out.chunks_exact_mut(self.format.group())) {
                     dequantize_group(self.format, block, lane, out);
                 }
+            }
+            Format::Codebook { .. } | Format::ZeroPoint { .. } => {
+                self.dequantize_coded_row_into(row, out);
             }
         }
     }

@@ -46,7 +46,14 @@ impl CudaDevice {
             kv_shape: kv_shape(config),
             num_heads: config.spec.num_heads,
             frequencies: config.rope.frequencies(),
-            max_inputs: config.spec.intermediate_size.max(config.spec.hidden_size),
+            max_inputs: [
+                config.spec.hidden_size,
+                config.spec.intermediate_size,
+                config.spec.num_heads * config.spec.head_dim,
+            ]
+            .into_iter()
+            .max()
+            .unwrap_or(0),
             max_model_len,
             max_rank,
             limits,

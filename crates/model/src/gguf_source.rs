@@ -59,6 +59,10 @@ impl GgufSource {
 }
 
 impl WeightSource for GgufSource {
+    fn describe(&self) -> String {
+        "GGUF".to_owned()
+    }
+
     fn has(&self, name: &str) -> bool {
         self.file.tensor(&gguf_name(name)).is_some()
     }

@@ -1,10 +1,9 @@
-//! `config.json` of a Hugging Face model → [`ModelConfig`].
+//! `config.json` of a Hugging Face model → [`ModelConfig`]. `quantization` reads how it is quantized.
 
 use crate::config::{ARCHITECTURES, ModelConfig};
 use crate::error::ModelError;
 use crate::rope::{RopeConfig, RopeScaling};
 use serde::Deserialize;
-use serde_json::Value;
 use weft_types::BaseModelSpec;
 
 #[derive(Deserialize)]
@@ -31,7 +30,6 @@ struct RawConfig {
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
-    quantization_config: Option<Value>,
 }
 
 #[derive(Clone, Default, Deserialize)]
@@ -55,13 +53,6 @@ pub(crate) fn parse(text: &str) -> Result<ModelConfig, ModelError> {
             "config.json: model_type `{}` is not served; Weft serves {}",
             raw.model_type,
             ARCHITECTURES.join(", ")
-        )));
-    }
-    if let Some(quantization) = raw.quantization_config.as_ref().filter(|value| !value.is_null()) {
-        let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-        return Err(ModelError::Unsupported(format!(
-            "config.json: quantization_config with quant_method `{method}` is not read yet; \
-             use the unquantized checkpoint with --quantize int8 or int4, or a GGUF file"
         )));
     }
     if let Some(activation) = raw.hidden_act.as_deref().filter(|name| *name != "silu") {
@@ -207,7 +198,6 @@ mod tests {
         for (rest, words) in [
             (r#""model_type": "gpt2""#, "model_type `gpt2`"),
             (r#""model_type": "llama", "hidden_act": "gelu""#, "hidden_act `gelu`"),
-            (r#""model_type": "llama", "quantization_config": {"quant_method": "awq"}"#, "`awq`"),
             (r#""model_type": "llama", "rope_scaling": {"rope_type": "yarn"}"#, "rope_type `yarn`"),
             (r#""model_type": "llama", "num_key_value_heads": 3"#, "num_key_value_heads 3"),
             (r#""model_type": "llama", "head_dim": 0"#, "head_dim is 0"),

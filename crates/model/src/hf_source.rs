@@ -1,16 +1,17 @@
-//! A Hugging Face directory: `config.json` and one or several safetensors files.
+//! A Hugging Face directory: `config.json` and one or several safetensors files, float or quantized.
 
+use crate::bitsandbytes;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::hf_config;
 use crate::load::{Quantize, WeightSource};
-use crate::mapped_file::map_file;
+use crate::nf4::{self, NF4};
+use crate::quantization::Quantization;
 use crate::quantize::{self, INT4, INT8};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
-use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use crate::tensor_files::{Tensor, TensorFiles};
+use crate::zero_points::{self, Gptq};
+use safetensors::Dtype;
+use std::path::Path;
 use weft_kernels::PackedLinear;
 use weft_kernels::pack::Packer;
 use weft_kernels::weight::{Format, GROUP};
@@ -18,64 +19,56 @@ use weft_types::LinearShape;
 
 pub(crate) struct HfSource {
     config: ModelConfig,
+    /// How the checkpoint was quantized.
+    quantization: Quantization,
+    /// What to do with it if it was not.
     quantize: Quantize,
-    files: Vec<(PathBuf, memmap2::Mmap)>,
-    /// Tensor name → index of its file.
-    index: HashMap<String, usize>,
-}
-
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: HashMap<String, String>,
+    files: TensorFiles,
 }
 
 impl HfSource {
     pub(crate) fn open(dir: &Path, quantize: Quantize) -> Result<Self, ModelError> {
-        let config = hf_config::parse(&read_text(&dir.join("config.json"))?)?;
-        let mut source = Self { config, quantize, files: Vec::new(), index: HashMap::new() };
-        for path in shards(dir)? {
-            let map = map_file(&path)?;
-            let tensors = parse(&path, &map)?;
-            for name in tensors.names() {
-                let file = source.files.len();
-                if source.index.insert(name.to_owned(), file).is_some() {
-                    let message = format!("tensor {name} is in two safetensors files");
-                    return Err(ModelError::Invalid(message));
-                }
-            }
-            source.files.push((path, map));
+        let path = dir.join("config.json");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ModelError::Io { path: path.clone(), source })?;
+        let (config, quantization) = (hf_config::parse(&text)?, Quantization::parse(&text)?);
+        if quantize != Quantize::None && quantization != Quantization::None {
+            return Err(ModelError::Unsupported(format!(
+                "--quantize {quantize} is for float checkpoints; {} is {quantization} already",
+                dir.display()
+            )));
         }
-        Ok(source)
+        Ok(Self { config, quantization, quantize, files: TensorFiles::open(dir)? })
     }
 
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Calls `read` with the tensor after checking its shape.
-    fn with_tensor<T>(
-        &self,
-        name: &str,
-        shape: &[usize],
-        read: impl FnOnce(&TensorView<'_>) -> T,
-    ) -> Result<Option<T>, ModelError> {
-        let Some(&file) = self.index.get(name) else { return Ok(None) };
-        let (path, map) = &self.files[file];
-        let tensors = parse(path, map)?;
-        let tensor = tensors.tensor(name).map_err(|error| malformed(path, error))?;
-        if tensor.shape() != shape {
+    /// The linear of this name in the codes of the checkpoint's method, if it has them.
+    fn coded(&self, name: &str, shape: LinearShape) -> Result<Option<PackedLinear>, ModelError> {
+        let files = &self.files;
+        if name == "model.embed_tokens" {
+            return Ok(None);
+        }
+        let packed = match self.quantization {
+            Quantization::None => None,
+            Quantization::Bnb4 { book, .. } => bitsandbytes::read_4bit(files, name, shape, book)?,
+            Quantization::BnbInt8 { .. } => bitsandbytes::read_int8(files, name, shape)?,
+            Quantization::Gptq { bits, group, act_order, less_one } => {
+                let gptq = Gptq { bits, group, act_order, less_one };
+                zero_points::read_gptq(files, name, shape, gptq)?
+            }
+            Quantization::Awq { group, .. } => zero_points::read_awq(files, name, shape, group)?,
+        };
+        if packed.is_none() && !self.quantization.skips(name) {
             return Err(ModelError::Invalid(format!(
-                "tensor {name} has shape {:?}, but config.json makes it {shape:?}",
-                tensor.shape()
+                "config.json makes {name} {}, and does not list it as skipped, but the checkpoint \
+                 has no codes and scales of it",
+                self.quantization
             )));
         }
-        if !matches!(tensor.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            return Err(ModelError::Unsupported(format!(
-                "tensor {name} has dtype {:?}; F32, F16 and BF16 are read",
-                tensor.dtype()
-            )));
-        }
-        Ok(Some(read(&tensor)))
+        Ok(packed)
     }
 
     fn format(&self, name: &str, dtype: Dtype, num_inputs: usize) -> Format {
@@ -89,6 +82,12 @@ impl HfSource {
                     INT4
                 }
             }
+            // As bitsandbytes has it, tables stay as they are.
+            Quantize::Nf4 | Quantize::Nf4DoubleQuant
+                if !is_table && num_inputs.is_multiple_of(nf4::BLOCK) =>
+            {
+                NF4
+            }
             _ => match dtype {
                 Dtype::F16 => Format::F16,
                 Dtype::BF16 => Format::Bf16,
@@ -96,94 +95,58 @@ impl HfSource {
             },
         }
     }
+
+    fn float(&self, name: &str, tensor: Tensor<'_>) -> PackedLinear {
+        let (num_outputs, num_inputs) = (tensor.shape[0], tensor.shape[1]);
+        let row_bytes = tensor.data.len() / num_outputs;
+        let row_into = |row: usize, values: &mut Vec<f32>| {
+            tensor.read_floats_into(&tensor.data[row * row_bytes..][..row_bytes], values);
+        };
+        let format = self.format(name, tensor.dtype, num_inputs);
+        if format == NF4 {
+            let double = self.quantize == Quantize::Nf4DoubleQuant;
+            return nf4::quantize([num_outputs, num_inputs], double, row_into);
+        }
+        let mut packer = Packer::new(format, num_outputs, num_inputs);
+        let mut values = Vec::with_capacity(num_inputs);
+        for row in 0..num_outputs {
+            values.clear();
+            row_into(row, &mut values);
+            if format.is_integer() {
+                quantize::set_row(&mut packer, format, row, &values);
+            } else {
+                packer.set_float(row, &values);
+            }
+        }
+        packer.finish()
+    }
 }
 
 impl WeightSource for HfSource {
+    fn describe(&self) -> String {
+        match (&self.quantization, self.quantize) {
+            (Quantization::None, Quantize::None) => "not quantized".to_owned(),
+            (Quantization::None, quantize) => format!("quantized to {quantize}"),
+            (quantization, _) => quantization.to_string(),
+        }
+    }
+
     fn has(&self, name: &str) -> bool {
-        self.index.contains_key(name)
+        // A quantized head has no `.weight` of its own.
+        let codes = name.strip_suffix(".weight").map(|module| format!("{module}.qweight"));
+        self.files.has(name) || codes.is_some_and(|codes| self.files.has(&codes))
     }
 
     fn linear(&self, name: &str, shape: LinearShape) -> Result<PackedLinear, ModelError> {
-        let LinearShape { num_inputs, num_outputs } = shape;
-        let full_name = format!("{name}.weight");
-        let packed = self.with_tensor(&full_name, &[num_outputs, num_inputs], |tensor| {
-            let format = self.format(name, tensor.dtype(), num_inputs);
-            let mut packer = Packer::new(format, num_outputs, num_inputs);
-            let row_bytes = tensor.data().len() / num_outputs;
-            let mut values = Vec::with_capacity(num_inputs);
-            for (row, bytes) in tensor.data().chunks_exact(row_bytes).enumerate() {
-                values.clear();
-                read_floats(tensor.dtype(), bytes, &mut values);
-                if format.is_integer() {
-                    quantize::set_row(&mut packer, format, row, &values);
-                } else {
-                    packer.set_float(row, &values);
-                }
-            }
-            packer.finish()
-        })?;
-        packed
-            .ok_or_else(|| ModelError::Invalid(format!("the checkpoint has no tensor {full_name}")))
+        if let Some(packed) = self.coded(name, shape)? {
+            return Ok(packed);
+        }
+        let tensor = self.files.get(&format!("{name}.weight"))?;
+        let tensor = tensor.of_shape(&[shape.num_outputs, shape.num_inputs])?.of_floats()?;
+        Ok(self.float(name, tensor))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        self.with_tensor(name, &[len], |tensor| {
-            let mut values = Vec::with_capacity(len);
-            read_floats(tensor.dtype(), tensor.data(), &mut values);
-            values
-        })
-    }
-}
-
-/// The files that hold the weights: one, or those that the index names.
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    if !index.is_file() {
-        return Err(ModelError::Invalid(format!(
-            "{} has neither model.safetensors nor model.safetensors.index.json; \
-             checkpoints in pickle files (.bin) are not read",
-            dir.display()
-        )));
-    }
-    let parsed: ShardIndex = serde_json::from_str(&read_text(&index)?)
-        .map_err(|source| ModelError::Json { path: index.clone(), source })?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    names
-        .into_iter()
-        .map(|name| {
-            if name.contains(['/', '\\']) || name == ".." {
-                let message = format!("{}: shard `{name}` is not a file name", index.display());
-                return Err(ModelError::Invalid(message));
-            }
-            Ok(dir.join(name))
-        })
-        .collect()
-}
-
-fn read_text(path: &Path) -> Result<String, ModelError> {
-    std::fs::read_to_string(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })
-}
-
-fn parse<'a>(path: &Path, map: &'a memmap2::Mmap) -> Result<SafeTensors<'a>, ModelError> {
-    SafeTensors::deserialize(map).map_err(|error| malformed(path, error))
-}
-
-fn malformed(path: &Path, error: impl std::fmt::Display) -> ModelError {
-    ModelError::Safetensors { path: path.to_owned(), reason: error.to_string() }
-}
-
-fn read_floats(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
-    match dtype {
-        Dtype::F16 => out.extend(
-            bytes.as_chunks::<2>().0.iter().map(|&bytes| half::f16::from_le_bytes(bytes).to_f32()),
-        ),
-        Dtype::BF16 => out.extend(
-            bytes.as_chunks::<2>().0.iter().map(|&bytes| half::bf16::from_le_bytes(bytes).to_f32()),
-        ),
-        _ => out.extend(bytes.as_chunks::<4>().0.iter().map(|&bytes| f32::from_le_bytes(bytes))),
+        self.files.find(name).map(|tensor| tensor.of_shape(&[len])?.floats()).transpose()
     }
 }

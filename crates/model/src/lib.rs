@@ -4,11 +4,13 @@
 //! sequence, no schedule and no sampling.
 //!
 //! * [`config`], [`hf_config`], [`gguf_config`], [`rope`]: a model is a description.
-//! * [`load`]: GGUF or Hugging Face → [`ModelWeights`], quantized as stored or on request.
+//! * [`load`]: GGUF or Hugging Face → [`ModelWeights`], quantized as stored or on request;
+//!   [`quantization`], [`bitsandbytes`], [`zero_points`] (GPTQ, AWQ) and [`nf4`] for what tools make.
 //! * [`device`]: the operations a decoder needs; [`cpu`]: those on the CPU.
 //! * [`decoder`]: the one decoder.
 
 pub mod batch;
+mod bitsandbytes;
 pub mod config;
 pub mod cpu;
 pub mod cuda;
@@ -22,10 +24,14 @@ mod hf_config;
 mod hf_source;
 pub mod load;
 mod mapped_file;
+mod nf4;
+mod quantization;
 mod quantize;
 mod rope;
 mod shapes;
+mod tensor_files;
 pub mod weights;
+mod zero_points;
 
 pub use batch::{AdapterSegment, ForwardBatch};
 pub use config::ModelConfig;

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_kernels::PackedLinear;
+use weft_kernels::weight::Format;
 use weft_types::{BaseModelSpec, LinearShape, Module};
 
 /// What to do with float weights of a Hugging Face checkpoint.
@@ -21,6 +22,22 @@ pub enum Quantize {
     Int8,
     /// Four bits, groups of 32; embedding and output head eight.
     Int4,
+    /// As bitsandbytes makes it: four bits of its table, blocks of 64; embedding and output head stay.
+    Nf4,
+    /// The same with double quantization, QLoRA's default.
+    Nf4DoubleQuant,
+}
+
+impl std::fmt::Display for Quantize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Nf4 => "nf4",
+            Self::Nf4DoubleQuant => "nf4-dq",
+        })
+    }
 }
 
 /// Tells how many of how many layers are loaded.
@@ -29,7 +46,7 @@ pub type Progress = dyn Fn(usize, usize) + Send + Sync;
 /// How to load.
 #[derive(Clone, Default)]
 pub struct LoadOptions {
-    /// Applies to float checkpoints; a GGUF file stays as it is.
+    /// Applies to float checkpoints; a GGUF file stays as it is, a quantized checkpoint is refused.
     pub quantize: Quantize,
     /// Threads that convert weights; 0 is one per core.
     pub num_threads: usize,
@@ -48,6 +65,8 @@ impl std::fmt::Debug for LoadOptions {
 pub struct LoadedModel {
     /// What it is.
     pub config: ModelConfig,
+    /// How its weights were made, for people: `GPTQ, 4 bits, groups of 128`.
+    pub origin: String,
     /// Shared by whoever runs it.
     pub weights: Arc<ModelWeights<PackedLinear>>,
 }
@@ -75,15 +94,30 @@ impl LoadedModel {
         &self.config.spec
     }
 
+    /// How the linears of layers are stored, each format once, in the order of layers.
+    #[must_use]
+    pub fn layer_formats(&self) -> Vec<Format> {
+        let mut formats = Vec::new();
+        for linear in self.layer_linears() {
+            if !formats.contains(&linear.format()) {
+                formats.push(linear.format());
+            }
+        }
+        formats
+    }
+
+    fn layer_linears(&self) -> impl Iterator<Item = &PackedLinear> {
+        let layers = self.weights.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+        });
+        layers.map(|linear| &linear.weight)
+    }
+
     /// Bytes of all linears.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let weights = &self.weights;
-        let layers = weights.layers.iter().flat_map(|layer| {
-            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
-        });
-        let linears = layers.map(|linear| &linear.weight);
-        linears
+        self.layer_linears()
             .chain([&weights.embedding])
             .chain(&weights.lm_head)
             .map(PackedLinear::num_bytes)
@@ -115,13 +149,15 @@ impl LoadedModel {
             final_norm: required(source, "model.norm.weight", spec.hidden_size)?,
             lm_head,
         };
-        Ok(Self { config, weights: Arc::new(weights) })
+        Ok(Self { config, origin: source.describe(), weights: Arc::new(weights) })
     }
 }
 
 /// Tensors by their Hugging Face names.
 pub(crate) trait WeightSource {
-    /// Whether there is a tensor of this full name.
+    /// How the weights were made, for people.
+    fn describe(&self) -> String;
+    /// Whether there is a tensor of this full name, or one in codes in its place.
     fn has(&self, name: &str) -> bool;
     /// The matrix `name.weight`.
     fn linear(&self, name: &str, shape: LinearShape) -> Result<PackedLinear, ModelError>;

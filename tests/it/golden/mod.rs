@@ -1,6 +1,7 @@
 //! Logits and tokens against files made by transformers and peft (`scripts/golden`).
 
 mod adapters;
+mod bases;
 mod demo_base;
 mod gguf;
 mod models;

@@ -185,6 +185,11 @@ pub enum QuantizeChoice {
     Int8,
     /// Four bits.
     Int4,
+    /// Four bits as bitsandbytes makes them: the base that QLoRA adapters were trained on.
+    Nf4,
+    /// The same with double quantization, QLoRA's default.
+    #[value(name = "nf4-dq")]
+    Nf4DoubleQuant,
 }
 
 /// The element type of the KV cache.
@@ -229,7 +234,7 @@ pub struct EngineArgs {
     #[arg(long, default_value_t = 100, env = "WEFT_TARGET_STEP_MS", value_name = "MS")]
     pub target_step_ms: u64,
     /// Shrink the float weights of a Hugging Face checkpoint while loading. GGUF files stay as
-    /// they are.
+    /// they are; checkpoints of bitsandbytes, GPTQ and AWQ need nothing.
     #[arg(long, value_enum, default_value_t, env = "WEFT_QUANTIZE", alias = "quantization")]
     pub quantize: QuantizeChoice,
     /// Where weights come from. With `dummy` MODEL is a config.json, or the name of a shape

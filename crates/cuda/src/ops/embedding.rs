@@ -40,6 +40,9 @@ const KERNELS: [[&str; 2]; 4] = [
 ///
 /// # Errors
 /// When the driver fails.
+///
+/// # Panics
+/// When the weights' inputs are stored in another order.
 pub unsafe fn embed(
     gpu: &Gpu,
     weight: &CudaLinear,
@@ -49,6 +52,7 @@ pub unsafe fn embed(
     if num_rows == 0 || weight.num_inputs() == 0 {
         return Ok(());
     }
+    assert!(weight.order().is_none(), "an embedding has its inputs in order");
     let [codes, scales, codebook] = weight.operands();
     let (offset, flags) = offset_and_flags(weight.format());
     let params = EmbedParams {

@@ -5,7 +5,7 @@
 
 use crate::driver::{DevicePtr, DriverError, Shape};
 use crate::gpu::{Gpu, HalfType};
-use crate::weights::{CudaLinear, WeightFormat};
+use crate::weights::{CudaLinear, WeightFormat, zero_point_offset};
 
 /// Linears of one launch.
 const MAX_PARTS: usize = 3;
@@ -48,6 +48,7 @@ pub(super) const GROUP_16: u32 = 2;
 const OUT_F32: u32 = 4;
 const ACCUMULATE: u32 = 8;
 const OUT_VECTORS: u32 = 16;
+const HAS_ZERO: u32 = 32;
 
 /// Where results go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,9 +94,9 @@ const KERNELS: [[[&str; 5]; 2]; 4] =
 pub(super) fn kernel_format(format: WeightFormat) -> usize {
     match format {
         WeightFormat::Dense => 0,
-        WeightFormat::W4 => 1,
-        WeightFormat::W8 { .. } => 2,
-        WeightFormat::Nf4 | WeightFormat::Fp4 => 3,
+        WeightFormat::W4 | WeightFormat::ZeroPoint { bits: 4 } => 1,
+        WeightFormat::W8 { .. } | WeightFormat::ZeroPoint { .. } => 2,
+        WeightFormat::Codebook(_) => 3,
     }
 }
 
@@ -104,6 +105,9 @@ pub(super) fn offset_and_flags(format: WeightFormat) -> (u32, u32) {
         WeightFormat::W8 { group, offset, has_min } => {
             let group = if group == 16 { GROUP_16 } else { 0 };
             (u32::from(offset), group | if has_min { HAS_MIN } else { 0 })
+        }
+        WeightFormat::ZeroPoint { bits } => {
+            (u32::from(zero_point_offset(bits)), HAS_MIN | HAS_ZERO)
         }
         _ => (0, 0),
     }
@@ -143,6 +147,7 @@ impl Plan {
 /// `x:[T,K]` in the weights' type of activations. Linears of the same kernel that follow each other,
 /// up to three, are one launch. A row's result depends on that row and on the kernel, which the number
 /// of rows picks.
+/// Columns of `x` are in the order of the weights: see `rows::gather_columns`.
 ///
 /// # Safety
 /// The memory is there, and the linears write to different places.

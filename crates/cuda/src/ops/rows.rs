@@ -1,6 +1,6 @@
-//! What works on rows or numbers one by one: the gated activation, and the choice of rows.
+//! What works on rows or numbers one by one: the gated activation, and the choice of rows and columns.
 //!
-//! Kernels: `kernels/activation/silu_mul.cu`, `kernels/rows/gather.cu`.
+//! Kernels: `kernels/activation/silu_mul.cu`, `kernels/rows/gather.cu`, `gather_columns.cu`.
 
 use crate::driver::{DevicePtr, DriverError, Shape};
 use crate::gpu::{Gpu, HalfType};
@@ -69,6 +69,38 @@ pub unsafe fn gather(
     let threads = (width.div_ceil(4) as u32).next_multiple_of(32).min(256);
     // SAFETY: the caller's promise; the kernel takes this struct.
     unsafe { gpu.launch("gather_f32", Shape::of(num_rows, threads), &params) }
+}
+
+/// As in the kernel.
+#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]
+#[repr(C)]
+struct GatherColumnsParams {
+    x: DevicePtr,
+    order: DevicePtr,
+    out: DevicePtr,
+    width: u32,
+    pad: u32,
+}
+
+/// `out[t,k] = x[t,order[k]]`, `x`, `out:[T,K]` of 16 bits, `order:[K]` u32 in device memory.
+///
+/// # Safety
+/// The memory is there, and columns are.
+///
+/// # Errors
+/// When the driver fails.
+pub unsafe fn gather_columns(
+    gpu: &Gpu,
+    (x, order, out): (DevicePtr, DevicePtr, DevicePtr),
+    [num_rows, width]: [usize; 2],
+) -> Result<(), DriverError> {
+    if num_rows == 0 {
+        return Ok(());
+    }
+    let params = GatherColumnsParams { x, order, out, width: width as u32, pad: 0 };
+    let threads = (width as u32).next_multiple_of(32).min(256);
+    // SAFETY: the caller's promise; the kernel takes this struct.
+    unsafe { gpu.launch("gather_columns", Shape::of(num_rows, threads), &params) }
 }
 
 /// The activation in f64.

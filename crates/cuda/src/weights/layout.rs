@@ -13,9 +13,9 @@ impl WeightFormat {
     pub(crate) fn group(self) -> usize {
         match self {
             Self::Dense => 1,
-            Self::W4 => 32,
+            Self::W4 | Self::ZeroPoint { .. } => 32,
             Self::W8 { group, .. } => group,
-            Self::Nf4 | Self::Fp4 => 64,
+            Self::Codebook(_) => 64,
         }
     }
 
@@ -25,7 +25,8 @@ impl WeightFormat {
             * match self {
                 Self::Dense => 4,
                 Self::W8 { .. } => 2,
-                Self::W4 | Self::Nf4 | Self::Fp4 => 1,
+                Self::ZeroPoint { bits } => bits / 4,
+                Self::W4 | Self::Codebook(_) => 1,
             }
             / 2
     }
@@ -34,9 +35,9 @@ impl WeightFormat {
     pub(crate) fn step_scale_bytes(self) -> usize {
         match self {
             Self::Dense => 0,
-            Self::W4 => 8,
+            Self::W4 | Self::ZeroPoint { .. } => 8,
             Self::W8 { group, has_min, .. } => STEP / group * if has_min { 4 } else { 2 },
-            Self::Nf4 | Self::Fp4 => 4,
+            Self::Codebook(_) => 4,
         }
     }
 }
@@ -46,7 +47,7 @@ impl WeightFormat {
 pub(crate) struct Row {
     /// For each input a code, or the bits of a 16-bit float.
     pub(crate) codes: Vec<u16>,
-    /// Scales, each followed by its min if the format has mins, as they lie on the device.
+    /// Scales, each followed by its min or zero if the format has them, as they lie on the device.
     pub(crate) scales: Vec<u8>,
 }
 
@@ -116,12 +117,12 @@ fn put_codes(format: WeightFormat, tile: &mut [u8], row: usize, codes: &[u16]) {
                     let at = ((step * 4 + matrix) * 32 + lane) * 8 + pair * 2 + i % 2;
                     tile[2 * at..2 * at + 2].copy_from_slice(&code.to_le_bytes());
                 }
-                WeightFormat::W8 { .. } => {
+                WeightFormat::W8 { .. } | WeightFormat::ZeroPoint { bits: 8 } => {
                     let at = ((step * 2 + matrix / 2) * 32 + lane) * 16;
                     tile[at + matrix % 2 * 8 + high * 4 + i] = code as u8;
                 }
-                WeightFormat::W4 => put_nibble(pair + i % 2 * 4),
-                WeightFormat::Nf4 | WeightFormat::Fp4 => put_nibble(pair * 2 + i % 2),
+                WeightFormat::W4 | WeightFormat::ZeroPoint { .. } => put_nibble(pair + i % 2 * 4),
+                WeightFormat::Codebook(_) => put_nibble(pair * 2 + i % 2),
             }
         }
     }

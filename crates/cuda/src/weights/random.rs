@@ -1,6 +1,6 @@
 //! Random weights, written by the device. Knows what codes mean, not where they lie.
 
-use super::{WeightFormat, codebook_of, half_bits};
+use super::{WeightFormat, half_bits};
 use crate::driver::{DevicePtr, DriverError, Shape};
 use crate::gpu::{Buffer, Gpu, HalfType};
 
@@ -66,9 +66,14 @@ impl Random {
                     pair(scale, scale)
                 };
             }
-            WeightFormat::Nf4 | WeightFormat::Fp4 => {
-                let codebook = codebook_of(format).unwrap_or_default();
-                let mean = codebook.iter().map(|value| value * value).sum::<f32>() / 16.0;
+            WeightFormat::ZeroPoint { bits: 4 } => {
+                random.constant = pair(deviation / spread(16.0), 7.5);
+            }
+            WeightFormat::ZeroPoint { .. } => {
+                random.constant = pair(deviation / spread(256.0), -0.5);
+            }
+            WeightFormat::Codebook(book) => {
+                let mean = book.values().iter().map(|value| value * value).sum::<f32>() / 16.0;
                 random.constant = (deviation / mean.sqrt()).to_bits();
             }
         }

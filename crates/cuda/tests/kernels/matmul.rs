@@ -57,7 +57,7 @@ fn check_format(format: WeightFormat, seed: u64) {
     let num_rows = [1, 3, 8, 17, 64, 65, 130];
     let shapes = match format {
         WeightFormat::Dense => [[40, 200], [21, 72], [16, 640]],
-        WeightFormat::Nf4 | WeightFormat::Fp4 => [[40, 192], [21, 64], [16, 640]],
+        WeightFormat::Codebook(_) => [[40, 192], [21, 64], [16, 640]],
         _ => [[40, 160], [21, 32], [16, 640]],
     };
     for half in HALVES {
@@ -78,6 +78,7 @@ fn dense_linears_match_their_reference() {
 #[test]
 fn four_bit_linears_match_their_reference() {
     check_format(FORMATS[1], 32);
+    check_format(FORMATS[9], 47);
 }
 
 #[test]
@@ -85,6 +86,7 @@ fn eight_bit_linears_match_their_reference() {
     for (index, format) in FORMATS[2..7].iter().enumerate() {
         check_format(*format, 33 + index as u64);
     }
+    check_format(FORMATS[10], 50);
 }
 
 #[test]

@@ -37,3 +37,19 @@ fn rows_are_gathered() {
         assert_eq!(out.read(0..4 * width).unwrap(), want);
     }
 }
+
+#[test]
+fn columns_are_gathered() {
+    let (gpu, mut rng) = (gpu(), Rng::new(22));
+    for width in [1, 72, 1030] {
+        let x: Vec<u16> = (0..3 * width).map(|_| rng.below(1 << 16) as u16).collect();
+        let order: Vec<u32> = (0..width as u32).rev().collect();
+        let (dx, order) = (gpu.upload(&x).unwrap(), gpu.upload(&order).unwrap());
+        let out = gpu.alloc::<u16>(3 * width).unwrap();
+        // SAFETY: the buffers are as long as the shapes say.
+        unsafe { rows::gather_columns(&gpu, (dx.ptr(), order.ptr(), out.ptr()), [3, width]) }
+            .unwrap();
+        let want: Vec<u16> = x.chunks(width).flat_map(|row| row.iter().rev().copied()).collect();
+        assert_eq!(out.read(0..3 * width).unwrap(), want);
+    }
+}

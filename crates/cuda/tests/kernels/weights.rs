@@ -1,13 +1,15 @@
 //! Weights of every format on the device, with their values in f64.
 
 use crate::support::{HALVES, Rng, from_half, gpu, to_half};
-use weft_cuda::weights::{CudaLinear, FP4_CODEBOOK, NF4_CODEBOOK, WeightFormat};
+use weft_cuda::weights::{CudaLinear, WeightFormat};
 use weft_cuda::{Gpu, HalfType, ops::embedding};
+use weft_kernels::codebook::Codebook;
+use weft_kernels::coded::CodedRow;
 use weft_kernels::pack::{Packer, QuantizedRow};
 use weft_kernels::weight::Format;
 
 /// All formats.
-pub(crate) const FORMATS: [WeightFormat; 9] = [
+pub(crate) const FORMATS: [WeightFormat; 11] = [
     WeightFormat::Dense,
     WeightFormat::W4,
     WeightFormat::W8 { group: 32, offset: 128, has_min: false },
@@ -15,8 +17,10 @@ pub(crate) const FORMATS: [WeightFormat; 9] = [
     WeightFormat::W8 { group: 32, offset: 0, has_min: true },
     WeightFormat::W8 { group: 16, offset: 32, has_min: false },
     WeightFormat::W8 { group: 16, offset: 3, has_min: true },
-    WeightFormat::Nf4,
-    WeightFormat::Fp4,
+    WeightFormat::Codebook(Codebook::Nf4),
+    WeightFormat::Codebook(Codebook::Fp4),
+    WeightFormat::ZeroPoint { bits: 4 },
+    WeightFormat::ZeroPoint { bits: 8 },
 ];
 
 /// A matrix on the device, and what it holds.
@@ -39,20 +43,11 @@ pub(crate) fn weights(
         WeightFormat::W8 { group, offset, has_min } => {
             packed(gpu, half, Format::W8 { group, offset, has_min }, shape, rng)
         }
-        WeightFormat::Nf4 | WeightFormat::Fp4 => {
-            let len = shape[0] * shape[1];
-            let codes: Vec<u8> = (0..len).map(|_| rng.below(16) as u8).collect();
-            let absmax: Vec<f32> = (0..len / 64).map(|_| 0.1 + rng.float().abs()).collect();
-            let (book, linear) = if format == WeightFormat::Nf4 {
-                (NF4_CODEBOOK, CudaLinear::from_nf4(gpu, half, shape, &codes, &absmax))
-            } else {
-                (FP4_CODEBOOK, CudaLinear::from_fp4(gpu, half, shape, &codes, &absmax))
-            };
-            let value = |(i, &code): (usize, &u8)| {
-                f64::from(book[usize::from(code)]) * f64::from(absmax[i / 64])
-            };
-            let values = codes.iter().enumerate().map(value).collect();
-            Weights { linear: linear.expect("the device works"), values }
+        WeightFormat::ZeroPoint { bits } => {
+            packed(gpu, half, Format::ZeroPoint { bits, group: 32 }, shape, rng)
+        }
+        WeightFormat::Codebook(book) => {
+            packed(gpu, half, Format::Codebook { book, group: 64 }, shape, rng)
         }
     }
 }
@@ -64,9 +59,36 @@ fn packed(
     [num_outputs, num_inputs]: [usize; 2],
     rng: &mut Rng,
 ) -> Weights {
-    let mut packer = Packer::new(format, num_outputs, num_inputs);
+    let packer = Packer::new(format, num_outputs, num_inputs);
+    upload(gpu, half, packer, format, [num_outputs, num_inputs], rng)
+}
+
+fn upload(
+    gpu: &Gpu,
+    half: HalfType,
+    mut packer: Packer,
+    format: Format,
+    [num_outputs, num_inputs]: [usize; 2],
+    rng: &mut Rng,
+) -> Weights {
     for row in 0..num_outputs {
-        if !format.is_integer() {
+        let bits = match format {
+            Format::Codebook { .. } => 4,
+            Format::ZeroPoint { bits, .. } => bits,
+            _ => 0,
+        };
+        if bits > 0 {
+            let num_groups = num_inputs / format.group();
+            let has_zeros = matches!(format, Format::ZeroPoint { .. });
+            let mut codes =
+                |len: usize| -> Vec<u8> { (0..len).map(|_| rng.below(1 << bits) as u8).collect() };
+            let (codes, zeros) = (codes(num_inputs), codes(if has_zeros { num_groups } else { 0 }));
+            let scales: Vec<f32> =
+                (0..num_groups).map(|_| (1 + rng.below(127)) as f32 / 1024.0).collect();
+            packer.set_coded(row, CodedRow { codes: &codes, scales: &scales, zeros: &zeros });
+            continue;
+        }
+        if format.is_float() {
             let value = |_| from_half(half, to_half(half, rng.float())) as f32;
             let values: Vec<f32> = (0..num_inputs).map(value).collect();
             packer.set_float(row, &values);
@@ -143,12 +165,40 @@ fn bytes_are_those_of_the_format() {
     assert_eq!(num_bytes(FORMATS[4]), num_weights + num_weights / 32 * 4);
     assert_eq!(num_bytes(FORMATS[5]), num_weights + num_weights / 16 * 2);
     assert_eq!(num_bytes(FORMATS[7]), num_weights / 2 + num_weights / 64 * 4 + 64);
+    assert_eq!(num_bytes(FORMATS[9]), num_weights / 2 + num_weights / 32 * 4);
+    assert_eq!(num_bytes(FORMATS[10]), num_weights + num_weights / 32 * 4);
+}
+
+#[test]
+fn groups_that_the_device_lacks_become_dense_and_long_groups_stay() {
+    let (gpu, mut rng) = (gpu(), Rng::new(12));
+    let nf4 = |group| Format::Codebook { book: Codebook::Nf4, group };
+    let four_bits = |group| Format::ZeroPoint { bits: 4, group };
+    let codebook = WeightFormat::Codebook(Codebook::Nf4);
+    let zero_point = WeightFormat::ZeroPoint { bits: 4 };
+    for (format, want) in [
+        (nf4(192), codebook),
+        (nf4(96), WeightFormat::Dense),
+        (four_bits(96), zero_point),
+        (four_bits(192), zero_point),
+        (four_bits(16), WeightFormat::Dense),
+    ] {
+        let shape = [20, 192];
+        let packer = Packer::new(format, shape[0], shape[1]);
+        let weights = upload(&gpu, HalfType::F16, packer, format, shape, &mut rng);
+        assert_eq!(weights.linear.format(), want, "{format:?}");
+        // Dense values are rounded to halves.
+        let tolerance = if want == WeightFormat::Dense { 5e-4 } else { 1e-6 };
+        for (got, want) in on_device(&gpu, &weights.linear).into_iter().zip(&weights.values) {
+            assert!((f64::from(got) - want).abs() <= tolerance * want.abs(), "{format:?} {got}");
+        }
+    }
 }
 
 #[test]
 fn inputs_that_are_not_whole_groups_are_refused() {
     let gpu = gpu();
-    let refused = CudaLinear::from_nf4(&gpu, HalfType::F16, [2, 96], &[0; 192], &[1.0; 3]);
+    let refused = CudaLinear::random(&gpu, HalfType::F16, FORMATS[7], [2, 96], 1);
     let sentence = refused.unwrap_err().to_string();
     assert!(sentence.contains("96 inputs") && sentence.contains("64"), "{sentence}");
 }

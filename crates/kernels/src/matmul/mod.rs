@@ -12,6 +12,7 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod coded;
 mod float;
 mod portable;
 
@@ -30,7 +31,7 @@ pub(crate) const MAX_ROWS: usize = 8;
 /// The input of a matmul.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// `[T, K]`, for float weights.
+    /// `[T, K]`, for weights that are multiplied in single precision.
     pub rows: &'a [f32],
     /// The same rows quantized, for integer weights; else unused.
     pub quantized: &'a QuantizedRows,
@@ -177,6 +178,9 @@ fn tile_sums(
                 Isa::Avx2 => avx2::tile(format, blocks, input.quantized, rows, sums),
                 _ => portable::tile(format, blocks, input.quantized, rows, sums),
             }
+        }
+        Format::Codebook { .. } | Format::ZeroPoint { .. } => {
+            coded::tile(isa, weight, tile, input.rows, rows, sums);
         }
     }
 }

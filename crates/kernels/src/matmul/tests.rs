@@ -1,10 +1,12 @@
 //! Every instruction set against the double-precision reference, and against itself alone.
 
 use super::*;
+use crate::codebook::Codebook;
+use crate::coded::CodedRow;
 use crate::pack::{Packer, QuantizedRow};
 use crate::weight::GROUP;
 
-pub(crate) const FORMATS: [Format; 8] = [
+pub(crate) const FORMATS: [Format; 13] = [
     Format::F32,
     Format::F16,
     Format::Bf16,
@@ -13,6 +15,11 @@ pub(crate) const FORMATS: [Format; 8] = [
     Format::W8 { group: 32, offset: 16, has_min: false },
     Format::W8 { group: 32, offset: 0, has_min: true },
     Format::W8 { group: 16, offset: 32, has_min: false },
+    Format::Codebook { book: Codebook::Nf4, group: 32 },
+    Format::Codebook { book: Codebook::Fp4, group: 16 },
+    Format::ZeroPoint { bits: 4, group: 32 },
+    Format::ZeroPoint { bits: 8, group: 32 },
+    Format::ZeroPoint { bits: 8, group: 8 },
 ];
 
 /// A repeatable stream of numbers in [-1, 1).
@@ -27,12 +34,25 @@ fn noise(seed: u32) -> impl FnMut() -> f32 {
 }
 
 fn random_linear(format: Format, num_outputs: usize, num_inputs: usize) -> PackedLinear {
+    fill(Packer::new(format, num_outputs, num_inputs), format, num_outputs, num_inputs)
+}
+
+fn fill(mut packer: Packer, format: Format, num_outputs: usize, num_inputs: usize) -> PackedLinear {
     let mut next = noise(7);
-    let mut packer = Packer::new(format, num_outputs, num_inputs);
     for row in 0..num_outputs {
-        if !format.is_integer() {
+        if format.is_float() {
             let values: Vec<f32> = (0..num_inputs).map(|_| next()).collect();
             packer.set_float(row, &values);
+            continue;
+        }
+        if let Some((bits, has_zeros)) = format.coded() {
+            let mut codes = |len: usize| -> Vec<u8> {
+                (0..len).map(|_| ((next() + 1.0) * 0.5 * (1 << bits) as f32) as u8).collect()
+            };
+            let num_groups = num_inputs / format.group();
+            let (codes, zeros) = (codes(num_inputs), codes(if has_zeros { num_groups } else { 0 }));
+            let scales: Vec<f32> = (0..num_groups).map(|_| next() / 8.0).collect();
+            packer.set_coded(row, CodedRow { codes: &codes, scales: &scales, zeros: &zeros });
             continue;
         }
         let (max_code, has_min) = match format {
@@ -153,6 +173,33 @@ fn amx_and_avx512_give_the_same_bits_for_any_number_of_rows() {
             let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 9.0).collect();
             let want = run(Isa::Avx512, &weight, &x, 1);
             assert_eq!(run(Isa::Amx, &weight, &x, 2), want, "{format:?}, {num_rows} rows");
+        }
+    }
+}
+
+#[test]
+fn inputs_in_another_order_are_found_where_they_are() {
+    let (num_outputs, num_inputs, num_rows) = (40, 96, 11);
+    let mut next = noise(13);
+    let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next()).collect();
+    // 29 and 96 have no divisor in common.
+    let order: Vec<u32> = (0..num_inputs as u32).map(|k| (k * 29 + 5) % 96).collect();
+    let mut gathered = x.clone();
+    for (to, from) in gathered.chunks_exact_mut(num_inputs).zip(x.chunks_exact(num_inputs)) {
+        to.iter_mut().zip(&order).for_each(|(to, &input)| *to = from[input as usize]);
+    }
+    for format in FORMATS.into_iter().filter(|format| format.coded().is_some()) {
+        let in_order = random_linear(format, num_outputs, num_inputs);
+        let packer = Packer::with_order(format, num_outputs, num_inputs, order.clone());
+        let ordered = fill(packer, format, num_outputs, num_inputs);
+        for isa in Isa::available() {
+            let got = run(isa, &ordered, &x, 2);
+            assert_eq!(got, run(isa, &in_order, &gathered, 1), "{format:?} {isa}");
+            let want = reference(&x, &ordered);
+            let size = want.iter().map(|y| y * y).sum::<f64>().sqrt() / (want.len() as f64).sqrt();
+            for (got, want) in got.iter().zip(&want) {
+                assert!((f64::from(*got) - want).abs() / size < 2e-6, "{format:?} {isa}");
+            }
         }
     }
 }
