@@ -34,7 +34,7 @@ pub(crate) fn random_adapter(spec: &BaseModelSpec, rank: usize, seed: u64) -> Ar
     let mut content_hash = ContentHash([0; 32]);
     content_hash.0[..8].copy_from_slice(&seed.to_le_bytes());
     content_hash.0[8..16].copy_from_slice(&(rank as u64).to_le_bytes());
-    Arc::new(LoweredAdapter { content_hash, low_rank, embedding: None })
+    Arc::new(LoweredAdapter { content_hash, low_rank, ..LoweredAdapter::default() })
 }
 
 /// Copies an adapter to the chunks of a device from `first_chunk` on.

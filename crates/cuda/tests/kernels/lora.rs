@@ -76,7 +76,8 @@ impl Adapter {
         };
         let low_rank = sites.iter().map(update).collect();
         let content_hash = ContentHash([0; 32]);
-        Self::load(gpu, chunk_bytes, LoweredAdapter { content_hash, low_rank, embedding: None })
+        let lowered = LoweredAdapter { content_hash, low_rank, ..LoweredAdapter::default() };
+        Self::load(gpu, chunk_bytes, lowered)
     }
 
     fn load(gpu: &Gpu, chunk_bytes: usize, lowered: LoweredAdapter) -> Self {
@@ -374,7 +375,7 @@ fn the_embedding_gets_its_update() {
         let embedding = Some(EmbeddingUpdate { scale: 0.7, a, b });
         let (content_hash, low_rank) = (ContentHash([0; 32]), Vec::new());
         let adapter =
-            Adapter::load(&gpu, 400, LoweredAdapter { content_hash, low_rank, embedding });
+            Adapter::load(&gpu, 400, LoweredAdapter { content_hash, low_rank, embedding, ..LoweredAdapter::default() });
         let segments: Segments = vec![(1, None), (9, Some(0)), (1, None), (18, Some(0))];
         let list = work(std::slice::from_ref(&adapter), &segments);
         let owners = owners(&segments);

@@ -65,6 +65,7 @@ fn place(
         content_hash: ContentHash([0; 32]),
         low_rank: update.into_iter().cloned().collect(),
         embedding: embedding.cloned(),
+        ..LoweredAdapter::default()
     };
     let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
     let chunks: Vec<BlockId> = (0..packed.num_chunks as u32).rev().map(BlockId).collect();
