@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod config;
 pub mod cpu;
+mod cpu_project;
 pub mod cuda;
 pub mod decoder;
 pub mod device;
