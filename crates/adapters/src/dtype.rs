@@ -5,7 +5,7 @@ use crate::error::Refusal;
 use crate::lower::Update;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use weft_types::{AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, Module, Site};
+use weft_types::{AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, LowRankUpdate, Module, Site};
 
 /// What adapters' weights are converted to when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -19,25 +19,30 @@ pub enum AdapterDtype {
     /// bfloat16.
     Bf16,
     /// Eight-bit integers with a scale for each rank row of A and of Bᵀ, `max|row| / 127`: an error
-    /// of at most half a scale for each weight. The update of the embedding stays as in the file.
+    /// of at most half a scale for each weight. Embeddings and prefixes stay as in the file.
     I8,
 }
 
-/// Converts an update; rows must fit into `chunk_bytes`, but that is checked by whoever packs.
+/// Converts a part; rows must fit into `chunk_bytes`, but that is checked by whoever packs.
 pub(crate) fn convert(
     update: &mut Update,
     dtype: AdapterDtype,
     chunk_bytes: usize,
 ) -> Result<(), Refusal> {
-    let is_embedding = matches!(update, Update::Embedding(_));
-    let (a, b, place) = match update {
-        Update::LowRank(LowRankUpdate { a, b, site, .. }) => (a, b, place(*site)),
-        Update::Embedding(EmbeddingUpdate { a, b, .. }) => (a, b, "the embedding".to_owned()),
+    // Only what is multiplied has row scales.
+    let has_scales = matches!(update, Update::LowRank(_) | Update::Bottleneck(_));
+    let (tensors, place) = match update {
+        Update::LowRank(LowRankUpdate { a, b, site, .. })
+        | Update::Bottleneck(Bottleneck { a, b, site, .. }) => (vec![a, b], place(*site)),
+        Update::Embedding(EmbeddingUpdate { a, b, .. }) => (vec![a, b], "the embedding".to_owned()),
+        Update::TokenRows(rows) => (vec![&mut rows.rows], "the embedding".to_owned()),
+        Update::KvPrefix(prefix) => (vec![&mut prefix.rows], "the prefix".to_owned()),
+        Update::Vectors(_) | Update::VirtualTokens(_) => return Ok(()),
     };
-    for tensor in [a, b] {
+    for tensor in tensors {
         let target = match dtype {
             AdapterDtype::Auto if !has_large_f32_row(tensor, chunk_bytes) => continue,
-            AdapterDtype::I8 if is_embedding => continue,
+            AdapterDtype::I8 if !has_scales => continue,
             AdapterDtype::Auto | AdapterDtype::F16 => Dtype::F16,
             AdapterDtype::Bf16 => Dtype::Bf16,
             AdapterDtype::I8 => Dtype::I8,
@@ -170,6 +175,7 @@ mod tests {
             content_hash: ContentHash([0; 32]),
             low_rank: vec![LowRankUpdate { site, scale: 1.0, a, b }],
             embedding: Some(embedding),
+            ..LoweredAdapter::default()
         }
     }
 

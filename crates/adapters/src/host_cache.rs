@@ -254,10 +254,9 @@ mod tests {
         cache.reserve(u64::from(key), num_bytes, &mut evicted).unwrap();
         let layout = AdapterLayout {
             content_hash: ContentHash([key; 32]),
-            low_rank: Vec::new(),
-            embedding: None,
             num_chunks: 1,
             num_bytes,
+            ..AdapterLayout::default()
         };
         let pages = [vec![0; num_bytes].into()].into();
         let weights = PackedAdapter { layout: layout.into(), pages };

@@ -394,17 +394,23 @@ impl Shared {
         let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
         let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
         let mut packer = Packer::new(chunk_bytes);
-        let mut embedding = None;
         lower_each(&config, &tensors, base, &self.limits(), |mut update| {
             convert(&mut update, self.config.dtype, chunk_bytes)?;
-            match update {
-                Update::LowRank(update) => packer.push(&update).map_err(too_large)?,
-                Update::Embedding(update) => embedding = Some(update),
+            match &update {
+                Update::LowRank(update) => packer.push(update),
+                Update::Embedding(update) => packer.push_embedding(update),
+                Update::Vectors(vectors) => packer.push_vectors(vectors),
+                Update::Bottleneck(bottleneck) => packer.push_bottleneck(bottleneck),
+                Update::TokenRows(rows) => packer.push_token_rows(rows),
+                Update::KvPrefix(prefix) => packer.push_kv_prefix(prefix),
+                Update::VirtualTokens(num) => {
+                    packer.set_num_virtual_tokens(*num);
+                    Ok(())
+                }
             }
-            Ok(())
+            .map_err(too_large)
         })?;
         self.buffers.give_back(tensors);
-        let packed = packer.finish(content_hash, embedding.as_ref());
-        packed.map(Lowered::Packed).map_err(too_large)
+        Ok(Lowered::Packed(packer.finish(content_hash)))
     }
 }

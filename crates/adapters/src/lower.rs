@@ -13,7 +13,10 @@ use crate::targets::{Target, targets};
 use crate::tensor_names::{Part, tensor_name};
 use crate::tensors::{FileTensor, read_tensors};
 use std::collections::{BTreeMap, HashSet};
-use weft_types::{BaseModelSpec, EmbeddingUpdate, LowRankUpdate, LoweredAdapter};
+use weft_types::{
+    BaseModelSpec, Bottleneck, EmbeddingUpdate, KvPrefix, LowRankUpdate, LoweredAdapter,
+    SiteVectors, TokenRows,
+};
 
 /// Lowers the bytes of `adapter_config.json` and `adapter_model.safetensors` for `base`. Both are
 /// untrusted: never panics, and allocates in proportion to their length.
@@ -26,21 +29,33 @@ pub fn lower_peft_bytes(
     base: &BaseModelSpec,
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, Refusal> {
-    let (mut low_rank, mut embedding) = (Vec::new(), None);
+    let content_hash = content_hash(config, tensors);
+    let mut lowered = LoweredAdapter { content_hash, ..LoweredAdapter::default() };
     lower_each(config, tensors, base, limits, |update| {
         match update {
-            Update::LowRank(update) => low_rank.push(update),
-            Update::Embedding(update) => embedding = Some(update),
+            Update::LowRank(update) => lowered.low_rank.push(update),
+            Update::Embedding(update) => lowered.embedding = Some(update),
+            Update::Vectors(vectors) => lowered.vectors.push(vectors),
+            Update::Bottleneck(bottleneck) => lowered.bottlenecks.push(bottleneck),
+            Update::TokenRows(rows) => lowered.token_rows = Some(rows),
+            Update::KvPrefix(prefix) => lowered.kv_prefix = Some(prefix),
+            Update::VirtualTokens(num) => lowered.num_virtual_tokens = num,
         }
         Ok(())
     })?;
-    Ok(LoweredAdapter { content_hash: content_hash(config, tensors), low_rank, embedding })
+    Ok(lowered)
 }
 
 /// A part of a lowered adapter.
+#[expect(dead_code, reason = "LoRA has two of them; the other methods come next")]
 pub(crate) enum Update {
     LowRank(LowRankUpdate),
     Embedding(EmbeddingUpdate),
+    Vectors(SiteVectors),
+    Bottleneck(Bottleneck),
+    TokenRows(TokenRows),
+    KvPrefix(KvPrefix),
+    VirtualTokens(usize),
 }
 
 /// The same, one update after the other, sorted by site: what is done with one need not be in memory

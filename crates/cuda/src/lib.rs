@@ -24,10 +24,13 @@ pub mod driver;
 pub mod emulated;
 pub mod gpu;
 pub mod ops;
+mod ordered_linears;
 #[cfg(feature = "cuda")]
 pub mod real;
+mod step_given;
 mod step_lora;
 pub mod step_ops;
+mod step_parts;
 pub mod step_tables;
 pub mod tensor;
 pub mod weights;

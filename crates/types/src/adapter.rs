@@ -1,8 +1,15 @@
-//! The lowered form of an adapter: what `adapters` makes from files and `runner` multiplies.
+//! The lowered form of an adapter: what `adapters` makes from files and devices compute.
 //!
-//! Methods (LoRA, rsLoRA, …) end at the loader. What is left is a list of low-rank updates, each
-//! with its exact rank and its own scale. `y[t,:] += s * (x[t,:] A^T) B` with
-//! `x:[T,K] A:[r,K] B:[r,N] y:[T,N]`, both matrices row-major.
+//! Methods (LoRA, DoRA, IA3, prompt tuning, …) end at the loader. What is left are a few primitives, all
+//! of which one adapter may have at once. A linear of the base with all of them is
+//!
+//! ```text
+//! y = g_out ⊙ (W (g_in ⊙ x) + b + Σ s · B^T (A x)) + shift       low-rank update, gains
+//! y = y + B₂^T act(A₂ y + c) + d                                   bottleneck, at O and Down
+//! ```
+//!
+//! with `x:[K] A:[r,K] B:[r,N] y:[N] g_in:[K] g_out,shift:[N]`, matrices row-major. The low-rank update
+//! reads x as it is. Tokens may have embeddings of their own, and keys and values that are given.
 
 use crate::id::ContentHash;
 
@@ -127,8 +134,77 @@ pub struct EmbeddingUpdate {
     pub b: AdapterTensor,
 }
 
-/// One adapter, validated against the base and ready to be multiplied.
+/// `y = output ⊙ (W (input ⊙ x) + b + low-rank) + shift`: what is not there is 1, or 0.
 #[derive(Clone, Debug, PartialEq)]
+pub struct SiteVectors {
+    /// Where it applies.
+    pub site: Site,
+    /// `[K]`
+    pub input: Option<Box<[f32]>>,
+    /// `[N]`
+    pub output: Option<Box<[f32]>>,
+    /// `[N]`
+    pub shift: Option<Box<[f32]>>,
+}
+
+/// The nonlinearity of a [`Bottleneck`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `max(x, 0)`
+    Relu,
+    /// `x · Φ(x)`, with the error function.
+    Gelu,
+    /// The same, with tanh.
+    GeluTanh,
+    /// `x · sigmoid(x)`
+    Silu,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// None.
+    Identity,
+}
+
+/// `y[t,:] += (act(y[t,:] A^T + c) B) + d`, `A:[rank,N] c:[rank] B:[rank,N] d:[N]`: reads and writes the
+/// output of a linear before it is added to the residual stream (Houlsby 2019, Pfeiffer 2020). Scales
+/// are folded into B and d.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bottleneck {
+    /// [`Module::O`] or [`Module::Down`] of a layer.
+    pub site: Site,
+    /// `[rank, N]`
+    pub a: AdapterTensor,
+    /// `[rank]`
+    pub a_bias: Box<[f32]>,
+    /// Between the two.
+    pub activation: Activation,
+    /// `[rank, N]`
+    pub b: AdapterTensor,
+    /// `[N]`
+    pub b_bias: Box<[f32]>,
+}
+
+/// Tokens with embeddings of their own, instead of the base's: trained tokens, whole tables, and
+/// virtual tokens, whose ids begin at the size of the vocabulary.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenRows {
+    /// `[n]`, ascending.
+    pub tokens: Box<[u32]>,
+    /// `[n, hidden]`, never [`Dtype::I8`].
+    pub rows: AdapterTensor,
+}
+
+/// Keys and values that are given and not computed (prefix tuning, Li 2021): those of the first virtual
+/// tokens. Keys are as attention reads them, not to be rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvPrefix {
+    /// Virtual tokens.
+    pub num_tokens: usize,
+    /// `[layers * 2 * num_tokens, kv heads * head dim]`: for each layer all keys, then all values.
+    pub rows: AdapterTensor,
+}
+
+/// One adapter, validated against the base and ready to be multiplied.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoweredAdapter {
     /// Digest of the adapter's files: equal bytes, equal hash. Keys caches.
     pub content_hash: ContentHash,
@@ -136,6 +212,16 @@ pub struct LoweredAdapter {
     pub low_rank: Vec<LowRankUpdate>,
     /// The update of the token embedding, if any.
     pub embedding: Option<EmbeddingUpdate>,
+    /// At most one per site, sorted by site.
+    pub vectors: Vec<SiteVectors>,
+    /// At most one per site, sorted by site.
+    pub bottlenecks: Vec<Bottleneck>,
+    /// Tokens with embeddings of their own.
+    pub token_rows: Option<TokenRows>,
+    /// Keys and values of virtual tokens.
+    pub kv_prefix: Option<KvPrefix>,
+    /// Tokens with ids from the size of the vocabulary on that every prompt of this adapter begins with.
+    pub num_virtual_tokens: usize,
 }
 
 impl LoweredAdapter {
@@ -143,7 +229,9 @@ impl LoweredAdapter {
     #[must_use]
     pub fn max_rank(&self) -> usize {
         let embedding = self.embedding.iter().map(|update| update.b.rows);
-        self.low_rank.iter().map(LowRankUpdate::rank).chain(embedding).max().unwrap_or(0)
+        let bottlenecks = self.bottlenecks.iter().map(|bottleneck| bottleneck.a.rows);
+        let low_rank = self.low_rank.iter().map(LowRankUpdate::rank);
+        low_rank.chain(embedding).chain(bottlenecks).max().unwrap_or(0)
     }
 
     /// Bytes of all weights.
@@ -151,7 +239,14 @@ impl LoweredAdapter {
     pub fn num_bytes(&self) -> usize {
         let embedding = self.embedding.iter().flat_map(|update| [&update.a, &update.b]);
         let low_rank = self.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
-        low_rank.chain(embedding).map(|tensor| tensor.data.len()).sum()
+        let bottlenecks = self.bottlenecks.iter().flat_map(|b| [&b.a, &b.b]);
+        let rows = self.token_rows.iter().map(|rows| &rows.rows);
+        let prefix = self.kv_prefix.iter().map(|prefix| &prefix.rows);
+        let tensors = low_rank.chain(embedding).chain(bottlenecks).chain(rows).chain(prefix);
+        let vectors = self.vectors.iter().flat_map(|v| [&v.input, &v.output, &v.shift]).flatten();
+        let biases = self.bottlenecks.iter().flat_map(|b| [&b.a_bias, &b.b_bias]);
+        tensors.map(|tensor| tensor.data.len()).sum::<usize>()
+            + vectors.chain(biases).map(|vector| vector.len() * size_of::<f32>()).sum::<usize>()
     }
 
     /// The update at `site`, if the adapter has one.

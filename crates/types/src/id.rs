@@ -21,7 +21,7 @@ pub struct BlockId(pub u32);
 pub struct AdapterId(pub u32);
 
 /// A 256-bit digest of an adapter's bytes: its identity. Two names with the same bytes share one.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContentHash(pub [u8; 32]);
 
 impl fmt::Display for ContentHash {

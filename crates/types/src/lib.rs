@@ -21,15 +21,16 @@ pub mod plan;
 pub mod request;
 
 pub use adapter::{
-    AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, LoweredAdapter, Module, Site,
+    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
+    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};
 pub use executor::{AdapterRef, ExecuteError, Executor, ExecutorLimits, SequenceSpec};
 pub use id::{AdapterId, BlockId, ContentHash, SeqId, TokenId};
 pub use model::{BaseModelSpec, LinearShape};
 pub use packed::{
-    AdapterLayout, PackedAdapter, PackedEmbedding, PackedMatrix, PackedUpdate, Packer, RowRun,
-    RowTooLarge,
+    AdapterLayout, PackedAdapter, PackedBottleneck, PackedEmbedding, PackedKvPrefix, PackedMatrix,
+    PackedTokenRows, PackedUpdate, PackedVectors, Packer, RowRun, RowTooLarge,
 };
 pub use plan::{AdapterLoad, PlannedSequence, SequenceOutput, StepOutput, StepPlan};
 pub use request::{GenerateRequest, Queueing, SamplingParams, StopConditions};

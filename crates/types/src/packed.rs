@@ -6,7 +6,8 @@
 //! less than a row a page.
 
 use crate::adapter::{
-    AdapterTensor, Dtype, EmbeddingUpdate, LowRankUpdate, LoweredAdapter, Module, Site,
+    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
+    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 use crate::id::ContentHash;
 use std::ops::Deref;
@@ -79,8 +80,60 @@ pub struct PackedEmbedding {
     pub b: PackedMatrix,
 }
 
-/// What there is in an adapter's pages, and where: all that is needed beside the copied pages.
+/// See [`SiteVectors`]: matrices of one row, f32.
 #[derive(Clone, Debug, PartialEq)]
+pub struct PackedVectors {
+    /// Where it applies.
+    pub site: Site,
+    /// `[1, K]`
+    pub input: Option<PackedMatrix>,
+    /// `[1, N]`
+    pub output: Option<PackedMatrix>,
+    /// `[1, N]`
+    pub shift: Option<PackedMatrix>,
+}
+
+/// See [`Bottleneck`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedBottleneck {
+    /// Where it applies.
+    pub site: Site,
+    /// `[rank]`: the scales of quantized rows of A, else 1.
+    pub a_scales: Box<[f32]>,
+    /// `[rank]`: the scales of quantized rows of B, else 1.
+    pub b_scales: Box<[f32]>,
+    /// Between the two.
+    pub activation: Activation,
+    /// `[rank, N]`
+    pub a: PackedMatrix,
+    /// `[1, rank]` f32
+    pub a_bias: PackedMatrix,
+    /// `[rank, N]`
+    pub b: PackedMatrix,
+    /// `[1, N]` f32
+    pub b_bias: PackedMatrix,
+}
+
+/// See [`TokenRows`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedTokenRows {
+    /// `[n]`, ascending.
+    pub tokens: Box<[u32]>,
+    /// `[n, hidden]`
+    pub rows: PackedMatrix,
+}
+
+/// See [`KvPrefix`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackedKvPrefix {
+    /// Virtual tokens.
+    pub num_tokens: usize,
+    /// `[layers * 2 * num_tokens, kv heads * head dim]`
+    pub rows: PackedMatrix,
+}
+
+/// What there is in an adapter's pages, and where: all that is needed beside the copied pages.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterLayout {
     /// Of the adapter's files.
     pub content_hash: ContentHash,
@@ -88,6 +141,16 @@ pub struct AdapterLayout {
     pub low_rank: Vec<PackedUpdate>,
     /// The update of the token embedding, if any.
     pub embedding: Option<PackedEmbedding>,
+    /// At most one per site, sorted by site.
+    pub vectors: Vec<PackedVectors>,
+    /// At most one per site, sorted by site.
+    pub bottlenecks: Vec<PackedBottleneck>,
+    /// Tokens with embeddings of their own.
+    pub token_rows: Option<PackedTokenRows>,
+    /// Keys and values of virtual tokens.
+    pub kv_prefix: Option<PackedKvPrefix>,
+    /// See [`LoweredAdapter::num_virtual_tokens`].
+    pub num_virtual_tokens: usize,
     /// Pages in all: chunks that it takes on a device.
     pub num_chunks: usize,
     /// Bytes of all pages.
@@ -131,25 +194,30 @@ impl PackedAdapter {
     /// When a row is larger than a chunk.
     pub fn pack(adapter: &LoweredAdapter, chunk_bytes: usize) -> Result<Self, RowTooLarge> {
         let mut packer = Packer::new(chunk_bytes);
-        for update in &adapter.low_rank {
-            packer.push(update)?;
-        }
-        packer.finish(adapter.content_hash, adapter.embedding.as_ref())
+        adapter.low_rank.iter().try_for_each(|update| packer.push(update))?;
+        adapter.embedding.iter().try_for_each(|update| packer.push_embedding(update))?;
+        adapter.vectors.iter().try_for_each(|vectors| packer.push_vectors(vectors))?;
+        adapter.bottlenecks.iter().try_for_each(|bottleneck| packer.push_bottleneck(bottleneck))?;
+        adapter.token_rows.iter().try_for_each(|rows| packer.push_token_rows(rows))?;
+        adapter.kv_prefix.iter().try_for_each(|prefix| packer.push_kv_prefix(prefix))?;
+        packer.set_num_virtual_tokens(adapter.num_virtual_tokens);
+        Ok(packer.finish(adapter.content_hash))
     }
 }
 
-/// Packs an adapter update by update, so that it need not be in memory twice.
+/// Packs an adapter part by part, so that it need not be in memory twice.
 #[derive(Debug)]
 pub struct Packer {
     pages: Pages,
-    low_rank: Vec<PackedUpdate>,
+    layout: AdapterLayout,
 }
 
 impl Packer {
     /// For chunks of `chunk_bytes`.
     #[must_use]
     pub fn new(chunk_bytes: usize) -> Self {
-        Self { pages: Pages { chunk_bytes, pages: Vec::new() }, low_rank: Vec::new() }
+        let pages = Pages { chunk_bytes, pages: Vec::new() };
+        Self { pages, layout: AdapterLayout::default() }
     }
 
     /// Adds an update; its site comes after those of all before it.
@@ -157,11 +225,8 @@ impl Packer {
     /// # Errors
     /// When a row is larger than a chunk.
     pub fn push(&mut self, update: &LowRankUpdate) -> Result<(), RowTooLarge> {
-        let row_scale = |tensor: &AdapterTensor, j: usize| {
-            tensor.row_scales.as_ref().map_or(1.0, |scales| scales[j])
-        };
         let scale = |j| update.scale * row_scale(&update.a, j) * row_scale(&update.b, j);
-        self.low_rank.push(PackedUpdate {
+        self.layout.low_rank.push(PackedUpdate {
             site: update.site,
             scales: (0..update.rank()).map(scale).collect(),
             a: self.pages.push(&update.a)?,
@@ -170,34 +235,96 @@ impl Packer {
         Ok(())
     }
 
-    /// Adds the update of the embedding, if any, and names the whole.
+    /// Adds the update of the embedding.
     ///
     /// # Errors
     /// When a row is larger than a chunk.
-    pub fn finish(
-        mut self,
-        content_hash: ContentHash,
-        embedding: Option<&EmbeddingUpdate>,
-    ) -> Result<PackedAdapter, RowTooLarge> {
-        let embedding = match embedding {
-            Some(update) => Some(PackedEmbedding {
-                scale: update.scale,
-                a: self.pages.push(&update.a)?,
-                b: self.pages.push(&update.b)?,
-            }),
-            None => None,
+    pub fn push_embedding(&mut self, update: &EmbeddingUpdate) -> Result<(), RowTooLarge> {
+        self.layout.embedding = Some(PackedEmbedding {
+            scale: update.scale,
+            a: self.pages.push(&update.a)?,
+            b: self.pages.push(&update.b)?,
+        });
+        Ok(())
+    }
+
+    /// Adds the vectors of a site, which comes after those of all before it.
+    ///
+    /// # Errors
+    /// When one is larger than a chunk.
+    pub fn push_vectors(&mut self, vectors: &SiteVectors) -> Result<(), RowTooLarge> {
+        let mut pack = |vector: &Option<Box<[f32]>>| {
+            vector.as_deref().map(|values| self.pages.push_vector(values)).transpose()
         };
+        let (input, output) = (pack(&vectors.input)?, pack(&vectors.output)?);
+        let shift = pack(&vectors.shift)?;
+        self.layout.vectors.push(PackedVectors { site: vectors.site, input, output, shift });
+        Ok(())
+    }
+
+    /// Adds a bottleneck; its site comes after those of all before it.
+    ///
+    /// # Errors
+    /// When a row is larger than a chunk.
+    pub fn push_bottleneck(&mut self, bottleneck: &Bottleneck) -> Result<(), RowTooLarge> {
+        let scales = |tensor: &AdapterTensor| {
+            (0..tensor.rows).map(|j| row_scale(tensor, j)).collect::<Box<[f32]>>()
+        };
+        self.layout.bottlenecks.push(PackedBottleneck {
+            site: bottleneck.site,
+            a_scales: scales(&bottleneck.a),
+            b_scales: scales(&bottleneck.b),
+            activation: bottleneck.activation,
+            a: self.pages.push(&bottleneck.a)?,
+            a_bias: self.pages.push_vector(&bottleneck.a_bias)?,
+            b: self.pages.push(&bottleneck.b)?,
+            b_bias: self.pages.push_vector(&bottleneck.b_bias)?,
+        });
+        Ok(())
+    }
+
+    /// Adds the tokens with embeddings of their own.
+    ///
+    /// # Errors
+    /// When a row is larger than a chunk.
+    pub fn push_token_rows(&mut self, rows: &TokenRows) -> Result<(), RowTooLarge> {
+        let (tokens, rows) = (rows.tokens.clone(), self.pages.push(&rows.rows)?);
+        self.layout.token_rows = Some(PackedTokenRows { tokens, rows });
+        Ok(())
+    }
+
+    /// Adds the keys and values of virtual tokens.
+    ///
+    /// # Errors
+    /// When a row is larger than a chunk.
+    pub fn push_kv_prefix(&mut self, prefix: &KvPrefix) -> Result<(), RowTooLarge> {
+        let (num_tokens, rows) = (prefix.num_tokens, self.pages.push(&prefix.rows)?);
+        self.layout.kv_prefix = Some(PackedKvPrefix { num_tokens, rows });
+        Ok(())
+    }
+
+    /// How many virtual tokens prompts begin with.
+    pub fn set_num_virtual_tokens(&mut self, num_virtual_tokens: usize) {
+        self.layout.num_virtual_tokens = num_virtual_tokens;
+    }
+
+    /// Names the whole.
+    #[must_use]
+    pub fn finish(self, content_hash: ContentHash) -> PackedAdapter {
         let pages = self.pages.pages.into_iter().map(Vec::into_boxed_slice);
         let pages: Box<[Box<[u8]>]> = pages.collect();
         let layout = AdapterLayout {
             content_hash,
-            low_rank: self.low_rank,
-            embedding,
             num_chunks: pages.len(),
             num_bytes: pages.iter().map(|page| page.len()).sum(),
+            ..self.layout
         };
-        Ok(PackedAdapter { layout: Arc::new(layout), pages })
+        PackedAdapter { layout: Arc::new(layout), pages }
     }
+}
+
+fn row_scale(tensor: &AdapterTensor, row: usize) -> f32 {
+    tensor.row_scales.as_ref().map_or(1.0, |scales| scales[row])
 }
 
 impl AdapterLayout {
@@ -205,7 +332,23 @@ impl AdapterLayout {
     #[must_use]
     pub fn max_rank(&self) -> usize {
         let embedding = self.embedding.iter().map(|update| update.b.rows);
-        self.low_rank.iter().map(PackedUpdate::rank).chain(embedding).max().unwrap_or(0)
+        let bottlenecks = self.bottlenecks.iter().map(|bottleneck| bottleneck.a.rows);
+        let low_rank = self.low_rank.iter().map(PackedUpdate::rank);
+        low_rank.chain(embedding).chain(bottlenecks).max().unwrap_or(0)
+    }
+
+    /// The vectors at `site`, if the adapter has any.
+    #[must_use]
+    pub fn vectors_at(&self, site: Site) -> Option<&PackedVectors> {
+        let index = self.vectors.binary_search_by_key(&site, |vectors| vectors.site).ok()?;
+        self.vectors.get(index)
+    }
+
+    /// The bottleneck at `site`, if the adapter has one.
+    #[must_use]
+    pub fn bottleneck_at(&self, site: Site) -> Option<&PackedBottleneck> {
+        let index = self.bottlenecks.binary_search_by_key(&site, |b| b.site).ok()?;
+        self.bottlenecks.get(index)
     }
 
     /// The update at `site`, if the adapter has one.
@@ -231,6 +374,13 @@ struct Pages {
 }
 
 impl Pages {
+    /// `[1, len]` in f32.
+    fn push_vector(&mut self, values: &[f32]) -> Result<PackedMatrix, RowTooLarge> {
+        let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let cols = values.len();
+        self.push(&AdapterTensor { dtype: Dtype::F32, rows: 1, cols, data, row_scales: None })
+    }
+
     fn push(&mut self, tensor: &AdapterTensor) -> Result<PackedMatrix, RowTooLarge> {
         let row_bytes = tensor.cols * tensor.dtype.size();
         if row_bytes > self.chunk_bytes {
@@ -279,7 +429,7 @@ mod tests {
             b: tensor(rank, 40, 100 + layer as u8),
         });
         let low_rank = updates.collect();
-        LoweredAdapter { content_hash: ContentHash([1; 32]), low_rank, embedding: None }
+        LoweredAdapter { content_hash: ContentHash([1; 32]), low_rank, ..LoweredAdapter::default() }
     }
 
     fn unpacked(packed: &PackedAdapter, matrix: &PackedMatrix) -> Vec<u8> {

@@ -8,6 +8,7 @@ use crate::gpu::{Buffer, Gpu, HalfType};
 use crate::ops::embedding;
 use crate::ops::matmul::{Linear, Output, linear, reference};
 use crate::weights::{CudaLinear, WeightFormat};
+use weft_kernels::codebook::Codebook;
 use weft_types::Module;
 
 /// Sums of so many products in f32, however they are ordered.
@@ -20,7 +21,7 @@ const FORMATS: [(&str, WeightFormat); 4] = [
     ("dense", WeightFormat::Dense),
     ("W4", WeightFormat::W4),
     ("W8", WeightFormat::W8 { group: 32, offset: 128, has_min: false }),
-    ("NF4", WeightFormat::Nf4),
+    ("NF4", WeightFormat::Codebook(Codebook::Nf4)),
 ];
 
 /// Linears of one launch: their name, inputs, the outputs of each, whether these are f32.

@@ -10,12 +10,13 @@ use super::workload::Workload;
 use crate::adapter_table::{self, Gain};
 use crate::driver::{DevicePtr, DriverError};
 use crate::gpu::{Buffer, Gpu, HalfType};
+use crate::ops::gains::apply_gains;
 use crate::ops::lora::{self, LoraInput, LoraTarget, OutType};
 use crate::work_list::{LoraPiece, MAX_DECODE_ROWS, MIN_PREFILL_SEGMENT, WorkList};
 use std::fmt;
 use weft_types::{
-    AdapterTensor, BaseModelSpec, ContentHash, Dtype, LowRankUpdate, LoweredAdapter, Module,
-    PackedAdapter, Site,
+    AdapterTensor, BaseModelSpec, Dtype, LowRankUpdate, LoweredAdapter, Module, PackedAdapter,
+    Site, SiteVectors,
 };
 
 /// Bytes of a page; a row of any matrix fits.
@@ -89,7 +90,7 @@ fn adapter(
         }
     };
     let low_rank = modules.iter().map(update).collect();
-    LoweredAdapter { content_hash: ContentHash([0; 32]), low_rank, embedding: None }
+    LoweredAdapter { low_rank, ..LoweredAdapter::default() }
 }
 
 /// An adapter in device memory.
@@ -115,7 +116,8 @@ struct Batch {
     lowered: Vec<LoweredAdapter>,
     /// Rows of each adapter.
     segments: Vec<usize>,
-    placed: Vec<Vec<Placed>>,
+    /// Holds the memory that pieces name.
+    _placed: Vec<Vec<Placed>>,
     pieces: Vec<Buffer<LoraPiece>>,
     num_pieces: usize,
     max_rank: usize,
@@ -156,6 +158,16 @@ impl Batch {
         let lowered: Vec<LoweredAdapter> = (0..segments.len())
             .map(|index| adapter(&mut rng, spec, modules, index, ranks.of(index)))
             .collect();
+        Self::of(gpu, lowered, segments, (kind, num_sets))
+    }
+
+    /// These adapters, with so many rows each.
+    fn of(
+        gpu: &Gpu,
+        lowered: Vec<LoweredAdapter>,
+        segments: Vec<usize>,
+        (kind, num_sets): (Kind, usize),
+    ) -> Result<Self, DriverError> {
         let pack = |lowered| {
             PackedAdapter::pack(lowered, PAGE_BYTES).map_err(|error| DriverError(error.to_string()))
         };
@@ -178,7 +190,7 @@ impl Batch {
             placed.push(adapters);
         }
         let max_rank = lowered.iter().map(LoweredAdapter::max_rank).max().unwrap_or(0);
-        Ok(Self { lowered, segments, placed, pieces, num_pieces, max_rank })
+        Ok(Self { lowered, segments, _placed: placed, pieces, num_pieces, max_rank })
     }
 
     /// The adapter that a row has.
@@ -353,29 +365,20 @@ pub(super) fn gains(session: &mut Session<'_>) -> Result<(), DriverError> {
         }
         let num_bytes = 2 * num_rows * width * size_of::<u16>();
         let num_sets = session.num_sets(num_bytes);
-        let segments = (vec![num_rows], Ranks(&[1]));
-        let batch = Batch::new(&gpu, &spec, &[Module::Q], segments, (kind, 1))?;
         let mut rng = Rng::new(14);
         let gain = rng.floats(width);
-        let device_gain = gpu.upload(&gain)?;
-        let table = &batch.placed[0][0].table;
-        let mut bytes = table.read(0..table.len())?;
+        let input = Some(gain.clone().into_boxed_slice());
+        let vectors = vec![SiteVectors { site: site(Module::Q), input, output: None, shift: None }];
+        let lowered = vec![LoweredAdapter { vectors, ..LoweredAdapter::default() }];
+        let batch = Batch::of(&gpu, lowered, vec![num_rows], (kind, 1))?;
         let index = site_index(Module::Q);
-        adapter_table::set_gain(&mut bytes, index, Gain::In, device_gain.ptr());
-        let table = gpu.upload(&bytes)?;
-        let pieces: Vec<LoraPiece> = batch.pieces[0]
-            .read(0..batch.num_pieces)?
-            .into_iter()
-            .map(|piece| LoraPiece { table: table.ptr(), ..piece })
-            .collect();
-        let device_pieces = gpu.upload(&pieces)?;
         let x = rng.halves(half, num_rows * width);
         let device_x = Sets::new(&gpu, num_sets, &x)?;
         let launch = |set| {
-            let pieces = (device_pieces.ptr(), pieces.len());
+            let pieces = (batch.pieces[0].ptr(), batch.num_pieces);
             let operand: (DevicePtr, usize) = (device_x.ptr(set), width);
             // SAFETY: the buffers are as long as the shapes say.
-            unsafe { lora::apply_gains(&gpu, Some(half), pieces, (index, Gain::In), operand) }
+            unsafe { apply_gains(&gpu, Some(half), pieces, (index, Gain::In), operand) }
         };
         let error = || {
             let old = from_halves(half, &x);

@@ -56,7 +56,8 @@ pub(crate) fn adapter(spec: &BaseModelSpec, rank: usize) -> LoweredAdapter {
         LowRankUpdate { site, scale: 1.0, a, b }
     };
     let low_rank = Module::ALL.map(update).into();
-    LoweredAdapter { content_hash: ContentHash([rank as u8; 32]), low_rank, embedding: None }
+    let content_hash = ContentHash([rank as u8; 32]);
+    LoweredAdapter { content_hash, low_rank, ..LoweredAdapter::default() }
 }
 
 /// Loads an adapter to the chunks from `first` on, and waits for it. Returns the chunk after.
