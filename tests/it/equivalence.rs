@@ -127,7 +127,7 @@ fn gains_shifts_and_embeddings_of_tokens_equal_merged_weights() {
             }
         }
         weights.embedding = packer.finish();
-        let merged = LoadedModel { config: merged.config, weights: Arc::new(weights) };
+        let merged = LoadedModel { weights: Arc::new(weights), ..merged };
         let tokens: Vec<u32> = (0..40).map(|t| t * 7 % 320).collect();
         assert!(tokens.iter().any(|token| given.tokens.contains(token)));
         let want = all_logits(&merged, None, &tokens);
