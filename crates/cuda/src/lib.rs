@@ -6,6 +6,7 @@
 //! * [`gpu`]: a device and buffers in its memory.
 //! * [`weights`]: a linear's weights on the device, repacked for its tensor cores.
 //! * [`arena`], [`adapter`], [`tensor`], [`step_tables`]: what is in its memory.
+//! * [`pinned`]: host memory for pages on their way there.
 //! * [`ops`]: one file for each family of kernels.
 //! * [`step_ops`]: the decoder's operations, each a launch or two, checked and recorded.
 //! * [`adapter_table`], [`work_list`]: what the LoRA kernels read of an adapter, and of a step.
@@ -22,6 +23,7 @@ pub mod driver;
 pub mod emulated;
 pub mod gpu;
 pub mod ops;
+pub mod pinned;
 #[cfg(feature = "cuda")]
 pub mod real;
 mod step_lora;
@@ -37,4 +39,5 @@ pub use devices::{Survey, open, survey};
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};
+pub use pinned::PinnedPages;
 pub use weights::{CudaLinear, WeightFormat};

@@ -5,7 +5,7 @@ use crate::adapter_table::embedding_index;
 use crate::driver::{DevicePtr, DriverError};
 use crate::gpu::{Buffer, Gpu, HalfType};
 use crate::ops::lora::{
-    LoraInput, LoraTarget, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
+    LoraInput, LoraTarget, MAX_TARGETS, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
 };
 use crate::step_ops::StepOpsConfig;
 use crate::tensor::CudaTensor;
@@ -14,7 +14,7 @@ use bytemuck::Zeroable;
 use std::ops::Range;
 
 /// A linear to which updates are added.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Target {
     pub(crate) site: u32,
     pub(crate) num_outputs: usize,
@@ -197,10 +197,13 @@ impl StepLora {
         let out_type = |is_f32: bool| if is_f32 { OutType::F32 } else { OutType::Half };
         for same in targets.chunk_by(|a, b| a.is_f32 == b.is_f32) {
             let out = out_type(same[0].is_f32);
-            let converted: Vec<LoraTarget> = same
-                .iter()
-                .map(|&Target { site, num_outputs, out, .. }| LoraTarget { site, num_outputs, out })
-                .collect();
+            let mut converted = [LoraTarget::default(); MAX_TARGETS];
+            for (converted, &Target { site, num_outputs, out, .. }) in
+                converted.iter_mut().zip(same)
+            {
+                *converted = LoraTarget { site, num_outputs, out };
+            }
+            let converted = &converted[..same.len()];
             let input = |buffer: &Buffer<LoraPiece>, num_pieces: usize| LoraInput {
                 pieces: buffer.ptr(),
                 num_pieces,
@@ -215,11 +218,11 @@ impl StepLora {
             unsafe {
                 if lists.num_decode > 0 {
                     let input = input(&lists.decode, lists.num_decode);
-                    bgmv(gpu, (self.half, out), &input, &converted)?;
+                    bgmv(gpu, (self.half, out), &input, converted)?;
                 }
                 if lists.num_prefill > 0 {
                     let input = input(&lists.prefill, lists.num_prefill);
-                    sgmv(gpu, (self.half, out), &input, &converted)?;
+                    sgmv(gpu, (self.half, out), &input, converted)?;
                 }
             }
         }
