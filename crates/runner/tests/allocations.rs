@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::{adapter, announce, executor, load, model, plan_decode, reference};
+use support::{adapter, announce, config, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
 use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
 use weft_types::{AdapterId, BaseModelSpec, Executor, StepOutput, StepPlan, TokenId};
@@ -18,7 +18,7 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
         let model = model(path);
         // On one thread all work is the calling thread's.
         for num_threads in [1, 2] {
-            let executor = executor(&model, num_threads);
+            let executor = CpuExecutor::new(model.clone(), &config(&model, num_threads)).unwrap();
             let counts = count_steps(executor, model.spec());
             assert!(counts[0] > 0, "the first step makes its buffers");
             assert!(counts[2..].iter().all(|&count| count == 0), "{path}: {counts:?}");

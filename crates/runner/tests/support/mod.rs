@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use weft_model::{LoadOptions, LoadedModel};
-use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, pool_layout};
+use weft_runner::{KvCacheDtype, RunnerConfig, pool_layout};
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype,
     Executor, LowRankUpdate, LoweredAdapter, Module, PackedAdapter, PlannedSequence,
@@ -28,13 +28,6 @@ pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
         num_threads,
         max_lora_rank: 512,
     }
-}
-
-/// With memory for 128 chunks.
-pub(crate) fn executor(model: &LoadedModel, num_threads: usize) -> CpuExecutor {
-    let executor = CpuExecutor::new(model.clone(), &config(model, num_threads)).unwrap();
-    assert_eq!(executor.limits().num_blocks, 128);
-    executor
 }
 
 /// On all linears of the first layer, large enough to change the output.
