@@ -6,7 +6,7 @@ use crate::storage::{LocalFiles, Storage};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use weft_types::BaseModelSpec;
+use weft_types::{BaseModelSpec, HeapPages, PageAllocator};
 
 /// What a registry serves, and with how much.
 #[derive(Clone, Debug)]
@@ -35,11 +35,13 @@ pub struct RegistryConfig {
     pub max_concurrent_lowerings: usize,
     /// Where the files lie.
     pub storage: Arc<dyn Storage>,
+    /// In whose memory packed adapters are kept: the heap, or memory that a device reads by itself.
+    pub pages: Arc<dyn PageAllocator>,
 }
 
 impl RegistryConfig {
     /// No directory, no reserved names, ranks up to 512, chunks of 2 MiB, unbounded memory, weights
-    /// as in the files, 30 s of patience, 32 reads and two conversions at once.
+    /// as in the files, 30 s of patience, 32 reads and two conversions at once, pages on the heap.
     #[must_use]
     pub fn new(base: BaseModelSpec) -> Self {
         Self {
@@ -54,6 +56,7 @@ impl RegistryConfig {
             max_concurrent_reads: 32,
             max_concurrent_lowerings: 2,
             storage: Arc::new(LocalFiles),
+            pages: Arc::new(HeapPages),
         }
     }
 }

@@ -246,7 +246,7 @@ impl HostCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_types::AdapterLayout;
+    use weft_types::{AdapterLayout, Page};
 
     /// Inserts an adapter of `num_bytes` that loads in `cost` seconds, after making room.
     fn insert(cache: &mut HostCache, key: u8, num_bytes: usize, cost: f64) -> Vec<u8> {
@@ -258,7 +258,7 @@ mod tests {
             num_bytes,
             ..AdapterLayout::default()
         };
-        let pages = [vec![0; num_bytes].into()].into();
+        let pages = [Page::from(vec![0; num_bytes])].into();
         let weights = PackedAdapter { layout: layout.into(), pages };
         cache.insert(u64::from(key), weights, cost);
         cache.attach(&ContentHash([key; 32]), share(key));

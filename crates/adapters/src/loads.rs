@@ -393,7 +393,7 @@ impl Shared {
         let AdapterFiles { config, tensors, .. } = files;
         let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
         let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
-        let mut packer = Packer::new(chunk_bytes);
+        let mut packer = Packer::in_pages_of(Arc::clone(&self.config.pages), chunk_bytes);
         lower_each(&config, &tensors, base, &self.limits(), |mut update| {
             convert(&mut update, self.config.dtype, chunk_bytes)?;
             match &update {

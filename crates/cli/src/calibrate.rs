@@ -16,7 +16,8 @@ use weft_bench::{AdapterRecipe, write_adapter};
 use weft_simulator::{Errors, FittedCosts, LoadPoint, StepPoint, fit_costs};
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, BaseModelSpec, BlockId, ContentHash, Executor, Module,
-    PackedAdapter, PlannedSequence, SamplingParams, SeqId, SequenceSpec, StepOutput, StepPlan,
+    PackedAdapter, Packer, PlannedSequence, SamplingParams, SeqId, SequenceSpec, StepOutput,
+    StepPlan,
 };
 
 /// Of the adapters in steps.
@@ -71,16 +72,17 @@ pub struct Calibration {
 pub fn run(args: &BenchCalibrateArgs) -> Result<Calibration> {
     ensure!(args.repeats > 0, "--repeats must be at least 1");
     let source = find_model(Some(&args.model))?;
-    let BuiltExecutor { executor, spec, chunk_bytes, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, pages, facts } =
         device::build_executor(&source.path, &args.engine, RANKS[2])?;
+    let packer = || Packer::in_pages_of(Arc::clone(&pages), chunk_bytes);
     let packed = RANKS
         .iter()
-        .map(|&rank| random_adapter(&spec, rank, &Module::ALL, chunk_bytes))
+        .map(|&rank| random_adapter(&spec, rank, &Module::ALL, packer()))
         .collect::<Result<Vec<_>>>()?;
     let mut bench = Bench::new(executor, spec, packed, args.repeats);
     let shapes = bench.shapes();
     let bar = count_bar((args.repeats * shapes.len()) as u64, "calibrating");
-    let loads = bench.time_loads(chunk_bytes)?;
+    let loads = bench.time_loads(packer)?;
     bench.begin_contexts()?;
     // Round by round: what disturbs the machine for a second meets each kind of step once.
     let mut times = vec![Vec::with_capacity(args.repeats); shapes.len()];
@@ -107,13 +109,13 @@ fn random_adapter(
     spec: &BaseModelSpec,
     rank: usize,
     modules: &[Module],
-    chunk_bytes: usize,
+    packer: Packer,
 ) -> Result<PackedAdapter> {
     let dir = tempfile::tempdir()?;
     let recipe = AdapterRecipe { rank, modules: modules.to_vec(), seed: rank as u64 };
     write_adapter(dir.path(), spec, &recipe)?;
     let lowered = load_peft_dir(dir.path(), spec, &LoadLimits::default())?;
-    Ok(PackedAdapter::pack(&lowered, chunk_bytes)?)
+    Ok(PackedAdapter::pack_with(packer, &lowered)?)
 }
 
 /// The executor, and how its memory is shared: contexts of sequences first, adapters behind.
@@ -236,11 +238,11 @@ impl Bench {
     }
 
     /// Times copies of adapters of several sizes.
-    fn time_loads(&mut self, chunk_bytes: usize) -> Result<Vec<LoadPoint>> {
+    fn time_loads(&mut self, packer: impl Fn() -> Packer) -> Result<Vec<LoadPoint>> {
         let room = self.num_adapter_blocks();
         let mut sizes: Vec<PackedAdapter> = self.packed.clone();
         for rank in [8, 32] {
-            sizes.push(random_adapter(&self.spec, rank, &[Module::Q, Module::V], chunk_bytes)?);
+            sizes.push(random_adapter(&self.spec, rank, &[Module::Q, Module::V], packer())?);
         }
         sizes.retain(|packed| packed.num_chunks <= room);
         sizes.sort_by_key(|packed| packed.num_chunks);

@@ -5,18 +5,20 @@
 mod gpu;
 
 use crate::args::EngineArgs;
-use crate::args::serve::{DeviceChoice, KvCacheDtype, LoadFormat, QuantizeChoice};
+use crate::args::serve::{
+    DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat, QuantizeChoice,
+};
 use crate::machine;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::Arc;
-use weft_kernels::{Isa, KvDtype};
-use weft_model::cpu::kv_shape;
+use weft_kernels::Isa;
+use weft_kernels::kv::BLOCK_SIZE;
 use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
-use weft_runner::{CpuExecutor, RunnerConfig};
-use weft_types::{BaseModelSpec, Executor};
+use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, kv_block_bytes};
+use weft_types::{BaseModelSpec, Executor, HeapPages, PageAllocator};
 
 /// Without `--memory`, at most this goes to the KV cache.
 const MAX_DEFAULT_MEMORY: u64 = 4 << 30;
@@ -32,6 +34,8 @@ pub struct BuiltExecutor {
     pub spec: BaseModelSpec,
     /// Bytes of a chunk of its memory: of a page of an adapter.
     pub chunk_bytes: usize,
+    /// Memory for those pages, from which its device copies them.
+    pub pages: Arc<dyn PageAllocator>,
     /// For people.
     pub facts: ModelFacts,
 }
@@ -70,20 +74,27 @@ pub fn build_executor(
     args: &EngineArgs,
     max_lora_rank: usize,
 ) -> Result<BuiltExecutor> {
-    match args.device {
-        DeviceChoice::Cuda => return gpu::build(path, args, max_lora_rank),
-        DeviceChoice::Auto if gpu::is_usable() => return gpu::build(path, args, max_lora_rank),
-        DeviceChoice::Auto | DeviceChoice::Cpu => {}
+    let gpu = match args.device {
+        DeviceChoice::Cuda => Some(gpu::open()?),
+        DeviceChoice::Auto => gpu::open_if_usable(),
+        DeviceChoice::Cpu => None,
+    };
+    if let Some(gpu) = gpu {
+        return gpu::build(&gpu, path, args, max_lora_rank);
+    }
+    let kv_dtype = asked_kv_dtype(args.kv_cache_dtype);
+    kv_dtype.map(KvCacheDtype::on_cpu).transpose()?;
+    if args.dtype != DtypeChoice::Auto {
+        bail!("--dtype is for activations on a GPU; the CPU's are f32: leave it out");
     }
     if args.load_format == LoadFormat::Dummy {
         bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
     let model = load(path, args)?;
-    let block_bytes_per_token = kv_bytes_per_token(&model, args.kv_cache_dtype);
-    let plan =
-        MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
+    let kv_dtype = kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
+    let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
+    let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
-    let kv_dtype = kv_dtype(&model, args.kv_cache_dtype);
     let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
     let device = describe_device(args.threads);
     Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
@@ -102,6 +113,7 @@ impl BuiltExecutor {
             executor,
             spec: shape.spec,
             chunk_bytes: limits.chunk_bytes,
+            pages: Arc::new(HeapPages),
             facts: ModelFacts {
                 architecture: shape.architecture,
                 weight_bytes: weight_bytes as u64,
@@ -165,21 +177,19 @@ fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
     Ok(model?)
 }
 
-fn kv_dtype(model: &LoadedModel, choice: KvCacheDtype) -> KvDtype {
+/// `None`: the device's own.
+fn asked_kv_dtype(choice: KvCacheChoice) -> Option<KvCacheDtype> {
     match choice {
-        KvCacheDtype::F32 => KvDtype::F32,
-        KvCacheDtype::F16 => KvDtype::F16,
-        KvCacheDtype::Bf16 => KvDtype::Bf16,
-        KvCacheDtype::Auto => match model.weights.embedding.format() {
-            weft_kernels::weight::Format::F32 => KvDtype::F32,
-            _ => KvDtype::F16,
-        },
+        KvCacheChoice::Auto => None,
+        KvCacheChoice::F32 => Some(KvCacheDtype::F32),
+        KvCacheChoice::F16 => Some(KvCacheDtype::F16),
+        KvCacheChoice::Bf16 => Some(KvCacheDtype::Bf16),
+        KvCacheChoice::Fp8 => Some(KvCacheDtype::Fp8),
     }
 }
 
-fn kv_bytes_per_token(model: &LoadedModel, choice: KvCacheDtype) -> u64 {
-    let block = kv_shape(&model.config).block_bytes(kv_dtype(model, choice));
-    block.div_ceil(weft_kernels::kv::BLOCK_SIZE) as u64
+fn kv_bytes_per_token(config: &ModelConfig, dtype: KvCacheDtype) -> u64 {
+    kv_block_bytes(config, dtype).div_ceil(BLOCK_SIZE) as u64
 }
 
 /// How long sequences may be, and how much memory their KV cache gets.
@@ -231,7 +241,7 @@ impl MemoryPlan {
     fn runner_config(
         &self,
         args: &EngineArgs,
-        kv_dtype: KvDtype,
+        kv_dtype: KvCacheDtype,
         max_lora_rank: usize,
     ) -> Result<RunnerConfig> {
         Ok(RunnerConfig {

@@ -143,3 +143,47 @@ fn every_family_of_kernels_is_right_at_a_tiny_shape() {
     let err = { nothing }.output().unwrap().stderr;
     assert!(String::from_utf8_lossy(&err).contains("--filter fft"));
 }
+
+/// Runs the engine on a tiny model with random weights; what it says on both streams, if it fails.
+fn bench_tiny(args: &[&str], order: &str) -> Result<(), String> {
+    let output = weft(&["bench", "engine", "tiny", "--load-format", "dummy"])
+        .args(["--num-requests", "2", "--warmup", "0", "--input-len", "9", "--output-len", "3"])
+        .args(["--max-num-seqs", "2", "--max-num-batched-tokens", "16", "--max-lora-rank", "8"])
+        .args(["--memory", "1MiB", "--max-model-len", "32", "--token-ids", "1-200"])
+        .args(args)
+        .env("WEFT_CUDA_EMULATOR_ORDER", order)
+        .output()
+        .unwrap();
+    let (out, err) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if output.status.success() { Ok(()) } else { Err(format!("{out}\n{err}")) }
+}
+
+#[test]
+fn numbers_of_activations_and_of_the_cache_are_chosen_by_flags() {
+    for args in [["--dtype", "bf16"], ["--kv-cache-dtype", "bf16"], ["--kv-cache-dtype", "fp8"]] {
+        bench_tiny(&[&["--device", "cuda"], &args[..]].concat(), "fixed").unwrap();
+    }
+}
+
+#[test]
+fn numbers_that_a_device_has_not_are_refused() {
+    let refused = |args: &str, sentence: &str| {
+        let args: Vec<&str> = args.split(' ').collect();
+        let said = bench_tiny(&args, "fixed").unwrap_err();
+        assert!(said.contains(sentence), "{args:?}: {said}");
+    };
+    let f32_on_gpu = "--kv-cache-dtype f32 is for the CPU; a GPU takes f16, bf16 or fp8";
+    refused("--device cuda --kv-cache-dtype f32", f32_on_gpu);
+    let fp8_on_cpu = "--kv-cache-dtype fp8 is for GPUs; the CPU takes f32, f16 or bf16";
+    refused("--device cpu --kv-cache-dtype fp8", fp8_on_cpu);
+    refused("--device cpu --dtype f16", "--dtype is for activations on a GPU");
+}
+
+#[test]
+fn an_engine_does_not_depend_on_the_order_of_threads() {
+    let args = ["--device", "cuda", "--adapters", "2", "--rank", "8"];
+    bench_tiny(&args, "compared").unwrap();
+    let said = bench_tiny(&args, "sideways").unwrap_err();
+    assert!(said.contains("WEFT_CUDA_EMULATOR_ORDER: there is no order `sideways`"), "{said}");
+}

@@ -24,14 +24,14 @@ impl CudaAdapter {
     /// # Errors
     /// When the driver fails or has no memory for the table.
     pub fn place(packed: &PackedAdapter, mut chunks: CudaChunks) -> Result<Self, DriverError> {
-        chunks.write_pages(&packed.pages)?;
         let (layout, num_layers) = (&packed.layout, chunks.num_layers());
         let gpu = chunks.gpu().clone();
         let table = gpu.alloc::<u8>(table_bytes(layout, num_layers))?;
         let bytes = build(layout, num_layers, |page| chunks.ptr(page), table.ptr());
         // SAFETY: as long as it was allocated, and nobody has it yet.
         unsafe { gpu.driver().upload(Stream::Copy, table.ptr(), &bytes)? };
-        gpu.driver().synchronize(Stream::Copy)?;
+        // Waits for the table, too.
+        chunks.write_pages(&packed.pages)?;
         let has_head =
             layout.at(Site::LmHead).is_some() || layout.vectors_at(Site::LmHead).is_some();
         Ok(Self {

@@ -4,7 +4,7 @@
 use crate::driver::{DevicePtr, DriverError, Event, Stream};
 use crate::gpu::{Buffer, Gpu};
 use std::sync::Arc;
-use weft_types::BlockId;
+use weft_types::{BlockId, Page};
 
 /// The pool. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -99,15 +99,17 @@ impl CudaChunks {
     ///
     /// # Panics
     /// When there are not as many chunks as pages or a page is larger than a chunk.
-    pub fn write_pages(&mut self, pages: &[Box<[u8]>]) -> Result<(), DriverError> {
+    pub fn write_pages(&mut self, pages: &[Page]) -> Result<(), DriverError> {
         assert_eq!(pages.len(), self.chunks.len(), "one chunk for each page");
+        let fits = |page: &Page| page.len() <= self.arena.chunk_bytes;
+        assert!(pages.iter().all(fits), "a page fits a chunk");
         let driver = self.arena.gpu.driver();
         driver.wait(Stream::Copy, self.last_use.clone()?)?;
-        for (index, page) in pages.iter().enumerate() {
-            assert!(page.len() <= self.arena.chunk_bytes, "a page fits a chunk");
-            // SAFETY: in bounds; the chunk is this holder's, and earlier steps were waited for.
-            unsafe { driver.upload(Stream::Copy, self.ptr(index), page)? };
-        }
-        driver.synchronize(Stream::Copy)
+        let copied = pages.iter().enumerate().try_for_each(|(index, page)| {
+            // SAFETY: in bounds; the chunk is this holder's, earlier steps were waited for, and so
+            // are these copies, before anybody gets the page or the chunk back.
+            unsafe { driver.enqueue_upload(Stream::Copy, self.ptr(index), page) }
+        });
+        copied.and(driver.synchronize(Stream::Copy))
     }
 }

@@ -4,11 +4,15 @@
 use crate::driver::{DeviceFacts, Driver, DriverError};
 use crate::emulated::{EmulatedDriver, Order};
 use crate::gpu::Gpu;
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Names the library of emulated kernels that takes the place of a driver. For tests.
 pub const EMULATOR_VARIABLE: &str = "WEFT_CUDA_EMULATOR";
+
+/// In which order the emulated threads run: `fixed`, or `compared` to find races.
+pub const ORDER_VARIABLE: &str = "WEFT_CUDA_EMULATOR_ORDER";
 
 /// The kernels use asynchronous copies and bfloat16: Ampere.
 const MIN_CAPABILITY: (u32, u32) = (8, 0);
@@ -100,7 +104,18 @@ pub(crate) fn refusal(facts: &DeviceFacts, free_bytes: u64) -> Option<String> {
 
 fn emulator() -> Option<Result<EmulatedDriver, DriverError>> {
     let library = std::env::var_os(EMULATOR_VARIABLE).filter(|path| !path.is_empty())?;
-    Some(EmulatedDriver::load(Path::new(&library), Order::Fixed))
+    Some(emulated(&library, std::env::var_os(ORDER_VARIABLE).as_deref()))
+}
+
+fn emulated(library: &OsStr, order: Option<&OsStr>) -> Result<EmulatedDriver, DriverError> {
+    let order = match order.filter(|order| !order.is_empty()) {
+        None => Order::Fixed,
+        Some(order) => order
+            .to_string_lossy()
+            .parse::<Order>()
+            .map_err(|error| DriverError(format!("{ORDER_VARIABLE}: {error}")))?,
+    };
+    EmulatedDriver::load(Path::new(library), order)
 }
 
 /// Looks at all devices. Takes a moment for each.
@@ -187,6 +202,17 @@ mod tests {
         let devices = Ok(vec![found(0, Some("too old")), found(1, None), found(2, None)]);
         assert_eq!(Survey { devices }.usable().unwrap().ordinal, 1);
         assert_eq!(Survey { devices: Err(Absence::NoLibrary) }.usable(), None);
+    }
+
+    #[test]
+    fn an_order_that_nobody_knows_is_told() {
+        let load = |order: &str| emulated("/no/such".as_ref(), Some(order.as_ref()));
+        let error = load("random").unwrap_err().to_string();
+        assert!(error.contains("WEFT_CUDA_EMULATOR_ORDER: there is no order `random`"), "{error}");
+        for order in ["", "fixed", "compared"] {
+            let error = load(order).unwrap_err().to_string();
+            assert!(error.contains("cannot load"), "{error}");
+        }
     }
 
     /// Neither machines with a GPU nor ones without may panic.

@@ -2,6 +2,7 @@
 //! same kernels on the host. Knows no kernel by name.
 
 use std::fmt;
+use std::ptr::NonNull;
 
 /// An address in device memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bytemuck::Pod, bytemuck::Zeroable)]
@@ -105,6 +106,33 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Errors
     /// When the driver fails, or while launches are recorded.
     unsafe fn upload(&self, stream: Stream, to: DevicePtr, from: &[u8]) -> Result<(), DriverError>;
+
+    /// As [`Self::upload`], but what lies in pinned memory may be read later: nobody copies it twice,
+    /// and nobody waits.
+    ///
+    /// # Safety
+    /// As there; and `from` stays as it is until the stream was waited for, even after an error.
+    ///
+    /// # Errors
+    /// As there.
+    unsafe fn enqueue_upload(
+        &self,
+        stream: Stream,
+        to: DevicePtr,
+        from: &[u8],
+    ) -> Result<(), DriverError>;
+
+    /// Host memory that the device reads by itself, aligned to 64 bytes, full of zeros.
+    ///
+    /// # Errors
+    /// When the system has no such memory, or the driver fails.
+    fn alloc_pinned(&self, num_bytes: usize) -> Result<NonNull<u8>, DriverError>;
+
+    /// Gives back what [`Self::alloc_pinned`] gave.
+    ///
+    /// # Safety
+    /// Nobody uses it any more, nor does a copy.
+    unsafe fn free_pinned(&self, start: NonNull<u8>);
 
     /// Copies from the device, after all that is in the stream, and waits for that.
     ///

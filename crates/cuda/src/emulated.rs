@@ -5,13 +5,18 @@ use crate::driver::{DeviceFacts, DevicePtr, Driver, DriverError, Event, Graph, S
 use libloading::{Library, Symbol};
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int, c_uint};
 use std::path::Path;
+use std::ptr::NonNull;
+use std::str::FromStr;
+use std::sync::Arc;
 
 /// As cudaMalloc aligns.
 const ALIGNMENT: usize = 256;
+/// Of pinned memory.
+const PINNED_ALIGNMENT: usize = 64;
 /// What the device pretends to have.
 const MEMORY_BYTES: u64 = 4 << 30;
 /// Bytes for a sentence of the library.
@@ -25,6 +30,20 @@ pub enum Order {
     Fixed,
     /// Each launch thrice, by index and twice shuffled: fails if any byte of the device differs.
     Compared,
+}
+
+impl FromStr for Order {
+    type Err = DriverError;
+
+    fn from_str(name: &str) -> Result<Self, DriverError> {
+        match name {
+            "fixed" => Ok(Self::Fixed),
+            "compared" => Ok(Self::Compared),
+            other => Err(failure(format!(
+                "there is no order `{other}` of threads; write fixed or compared"
+            ))),
+        }
+    }
 }
 
 type Find = unsafe extern "C" fn(*const c_char) -> c_int;
@@ -59,11 +78,34 @@ struct State {
     allocated_bytes: u64,
     kernels: FxHashMap<&'static str, c_int>,
     recording: Option<Vec<Recorded>>,
-    graphs: Vec<Vec<Recorded>>,
+    graphs: Vec<Arc<[Recorded]>>,
     num_events: u64,
+    /// By address.
+    pinned: BTreeMap<usize, Layout>,
+    /// Of the copy stream: not yet made, as late as a GPU may be.
+    copies: Vec<PendingCopy>,
 }
 
-#[derive(Clone, Debug)]
+/// To the device.
+#[derive(Debug)]
+struct PendingCopy {
+    to: DevicePtr,
+    from: usize,
+    num_bytes: usize,
+}
+
+impl State {
+    /// What is under way arrives.
+    fn make_copies(&mut self) {
+        for PendingCopy { to, from, num_bytes } in self.copies.drain(..) {
+            let to: *mut u8 = std::ptr::with_exposed_provenance_mut(to.0 as usize);
+            // SAFETY: promised to `enqueue_upload`, up to here.
+            unsafe { to.copy_from(std::ptr::with_exposed_provenance(from), num_bytes) };
+        }
+    }
+}
+
+#[derive(Debug)]
 struct Recorded {
     kernel: &'static str,
     shape: Shape,
@@ -220,6 +262,7 @@ impl Driver for EmulatedDriver {
 
     unsafe fn free(&self, memory: DevicePtr) {
         let mut state = self.state.lock();
+        state.make_copies();
         if let Some(layout) = state.allocations.remove(&memory.0) {
             state.allocated_bytes -= layout.size() as u64;
             let start = std::ptr::with_exposed_provenance_mut(memory.0 as usize);
@@ -229,9 +272,12 @@ impl Driver for EmulatedDriver {
     }
 
     unsafe fn upload(&self, stream: Stream, to: DevicePtr, from: &[u8]) -> Result<(), DriverError> {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         if state.recording.is_some() && stream == Stream::Compute {
             return Err(failure("a copy cannot be recorded"));
+        }
+        if stream == Stream::Copy {
+            state.make_copies();
         }
         let to: *mut u8 = std::ptr::with_exposed_provenance_mut(to.0 as usize);
         // SAFETY: the caller's promise.
@@ -239,12 +285,49 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
+    unsafe fn enqueue_upload(
+        &self,
+        stream: Stream,
+        to: DevicePtr,
+        from: &[u8],
+    ) -> Result<(), DriverError> {
+        if stream == Stream::Compute {
+            // SAFETY: the caller promises more.
+            return unsafe { self.upload(stream, to, from) };
+        }
+        let copy =
+            PendingCopy { to, from: from.as_ptr().expose_provenance(), num_bytes: from.len() };
+        self.state.lock().copies.push(copy);
+        Ok(())
+    }
+
+    fn alloc_pinned(&self, num_bytes: usize) -> Result<NonNull<u8>, DriverError> {
+        let layout = Layout::from_size_align(num_bytes.max(1), PINNED_ALIGNMENT)
+            .map_err(|_| failure("an allocation is too large"))?;
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) });
+        let start = start.ok_or_else(|| failure("out of memory"))?;
+        self.state.lock().pinned.insert(start.as_ptr().expose_provenance(), layout);
+        Ok(start)
+    }
+
+    unsafe fn free_pinned(&self, start: NonNull<u8>) {
+        let layout = self.state.lock().pinned.remove(&start.as_ptr().expose_provenance());
+        if let Some(layout) = layout {
+            // SAFETY: allocated with this layout; the caller promises that nobody uses it.
+            unsafe { dealloc(start.as_ptr(), layout) };
+        }
+    }
+
     unsafe fn download(
         &self,
-        _: Stream,
+        stream: Stream,
         from: DevicePtr,
         to: &mut [u8],
     ) -> Result<(), DriverError> {
+        if stream == Stream::Copy {
+            self.state.lock().make_copies();
+        }
         let from: *const u8 = std::ptr::with_exposed_provenance(from.0 as usize);
         // SAFETY: the caller's promise.
         unsafe { to.as_mut_ptr().copy_from(from, to.len()) };
@@ -272,7 +355,10 @@ impl Driver for EmulatedDriver {
         unsafe { self.run(index, shape, params, 0) }
     }
 
-    fn synchronize(&self, _: Stream) -> Result<(), DriverError> {
+    fn synchronize(&self, stream: Stream) -> Result<(), DriverError> {
+        if stream == Stream::Copy {
+            self.state.lock().make_copies();
+        }
         Ok(())
     }
 
@@ -283,10 +369,12 @@ impl Driver for EmulatedDriver {
     }
 
     fn has_passed(&self, _: Event) -> Result<bool, DriverError> {
+        self.state.lock().make_copies();
         Ok(true)
     }
 
     fn wait(&self, _: Stream, _: Event) -> Result<(), DriverError> {
+        self.state.lock().make_copies();
         Ok(())
     }
 
@@ -309,16 +397,16 @@ impl Driver for EmulatedDriver {
     fn end_recording(&self) -> Result<Graph, DriverError> {
         let mut state = self.state.lock();
         let recorded = state.recording.take().ok_or_else(|| failure("no launches are recorded"))?;
-        state.graphs.push(recorded);
+        state.graphs.push(recorded.into());
         Ok(Graph(state.graphs.len() as u64 - 1))
     }
 
     unsafe fn replay(&self, graph: Graph) -> Result<(), DriverError> {
         let recorded = self.state.lock().graphs.get(graph.0 as usize).cloned();
         let recorded = recorded.ok_or_else(|| failure("there is no such graph"))?;
-        for Recorded { kernel, shape, params } in recorded {
+        for Recorded { kernel, shape, params } in &*recorded {
             // SAFETY: the caller's promise.
-            unsafe { self.launch(kernel, shape, &params)? };
+            unsafe { self.launch(kernel, *shape, params)? };
         }
         Ok(())
     }

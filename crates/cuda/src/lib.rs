@@ -6,6 +6,7 @@
 //! * [`gpu`]: a device and buffers in its memory.
 //! * [`weights`]: a linear's weights on the device, repacked for its tensor cores.
 //! * [`arena`], [`adapter`], [`tensor`], [`step_tables`]: what is in its memory.
+//! * [`pinned`]: host memory for pages on their way there.
 //! * [`ops`]: one file for each family of kernels.
 //! * [`step_ops`]: the decoder's operations, each a launch or two, checked and recorded.
 //! * [`bench`]: all kernels at a model's shapes, their errors and times.
@@ -25,6 +26,7 @@ pub mod emulated;
 pub mod gpu;
 pub mod ops;
 mod ordered_linears;
+pub mod pinned;
 #[cfg(feature = "cuda")]
 pub mod real;
 mod step_given;
@@ -42,4 +44,5 @@ pub use devices::{Survey, open, survey};
 pub use driver::{DevicePtr, Driver, DriverError, Stream};
 pub use emulated::{EmulatedDriver, Order};
 pub use gpu::{Buffer, Gpu, HalfType};
+pub use pinned::PinnedPages;
 pub use weights::{CudaLinear, WeightFormat};

@@ -8,7 +8,7 @@ use crate::gpu::{Buffer, Gpu, HalfType};
 use crate::ops::gains::PieceList;
 use crate::ops::kv_cache::PagedKv;
 use crate::ops::lora::{
-    LoraInput, LoraTarget, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
+    LoraInput, LoraTarget, MAX_TARGETS, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
 };
 use crate::ops::matmul::Linear;
 use crate::ordered_linears::OrderedLinears;
@@ -21,7 +21,7 @@ use bytemuck::Zeroable;
 use std::ops::Range;
 
 /// A linear that adapters change.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Target {
     pub(crate) site: u32,
     pub(crate) num_outputs: usize,
@@ -288,16 +288,17 @@ unsafe fn update(
 ) -> Result<(), DriverError> {
     for same in targets.chunk_by(|a, b| a.is_f32 == b.is_f32) {
         let out = if same[0].is_f32 { OutType::F32 } else { OutType::Half };
-        let converted: Vec<LoraTarget> = same
-            .iter()
-            .map(|&Target { site, num_outputs, out, .. }| LoraTarget { site, num_outputs, out })
-            .collect();
+        let mut converted = [LoraTarget::default(); MAX_TARGETS];
+        for (converted, &Target { site, num_outputs, out, .. }) in converted.iter_mut().zip(same) {
+            *converted = LoraTarget { site, num_outputs, out };
+        }
+        let converted = &converted[..same.len()];
         for (kind, input) in &inputs {
             // SAFETY: the caller's promise.
             unsafe {
                 match kind {
-                    Pieces::Decode => bgmv(gpu, (half, out), input, &converted)?,
-                    Pieces::Prefill => sgmv(gpu, (half, out), input, &converted)?,
+                    Pieces::Decode => bgmv(gpu, (half, out), input, converted)?,
+                    Pieces::Prefill => sgmv(gpu, (half, out), input, converted)?,
                 }
             }
         }

@@ -14,7 +14,7 @@ use crate::ops::attention::{
 };
 use crate::ops::kv_cache::{ActivationRows, KvType, PagedKv, RopeStoreOperands, rope_store};
 use crate::ops::matmul::{Linear, Output};
-use crate::ops::sampling::{Drawn, SamplingBuffers, SamplingPlan, sample};
+use crate::ops::sampling::{DrawnRows, SamplingBuffers, SamplingPlan, sample};
 use crate::ops::{embedding, norm, rows};
 use crate::step_lora::{StepLora, Target};
 use crate::step_tables::{StepInput, StepLimits, StepTables};
@@ -27,6 +27,9 @@ use weft_kernels::rope::RopeTable;
 
 /// Room for penalties and biases before the sampler's lists move.
 const LIST_WORDS: usize = 1 << 16;
+
+/// Of one [`StepOps::project`].
+const MAX_LINEARS: usize = 3;
 
 /// What operations need to know once.
 #[derive(Clone, Debug)]
@@ -102,6 +105,14 @@ struct StepKind {
     parts: usize,
 }
 
+/// What a draw needs, kept from step to step.
+#[derive(Debug)]
+struct Sampling {
+    plan: SamplingPlan,
+    buffers: SamplingBuffers,
+    drawn: DrawnRows,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct StepOps {
@@ -114,7 +125,7 @@ pub struct StepOps {
     rotations: Buffer<f32>,
     attention_scratch: Buffer<f32>,
     /// Made for the first draw.
-    sampling: Option<SamplingBuffers>,
+    sampling: Option<Sampling>,
     mode: Mode,
     /// `None`: seen once, not yet recorded.
     graphs: FxHashMap<StepKind, Option<Graph>>,
@@ -313,6 +324,9 @@ impl StepOps {
     ///
     /// # Errors
     /// When the driver fails.
+    ///
+    /// # Panics
+    /// When there are more, or shapes do not agree.
     pub fn project<'a>(
         &mut self,
         x: &CudaTensor,
@@ -320,9 +334,11 @@ impl StepOps {
         calls: &mut [LinearCall<'_>],
     ) -> Result<(), DriverError> {
         let num_rows = x.num_rows();
-        let mut linears = Vec::with_capacity(calls.len());
-        let mut targets = Vec::with_capacity(calls.len());
-        for call in calls.iter_mut() {
+        let Some(first) = calls.first() else { return Ok(()) };
+        let nowhere = Output::Half(DevicePtr::NULL);
+        let none = Linear { weight: first.weight, bias: DevicePtr::NULL, out: nowhere };
+        let (mut linears, mut targets) = ([none; MAX_LINEARS], [Target::default(); MAX_LINEARS]);
+        for (index, call) in calls.iter_mut().enumerate() {
             let num_outputs = call.weight.num_outputs();
             assert!(!x.is_f32() && x.width() == call.weight.num_inputs());
             assert!(
@@ -341,20 +357,23 @@ impl StepOps {
                 (false, _) => Output::Half(out),
             };
             let bias = call.bias.map_or(DevicePtr::NULL, Buffer::ptr);
-            linears.push(Linear { weight: call.weight, bias, out: output });
-            targets.push(Target {
+            linears[index] = Linear { weight: call.weight, bias, out: output };
+            targets[index] = Target {
                 site: call.site,
                 num_outputs,
                 out,
                 is_f32,
                 is_accumulated: call.accumulate,
-            });
+            };
         }
         if self.is_replaying() {
             return Ok(());
         }
         // SAFETY: the tensors have these shapes.
-        unsafe { self.lora.project(&self.gpu, x, segments, &linears, &targets) }
+        unsafe {
+            let (linears, targets) = (&linears[..calls.len()], &targets[..calls.len()]);
+            self.lora.project(&self.gpu, x, segments, linears, targets)
+        }
     }
 
     /// Rotates q and k in place, then stores k and v, or those that adapters give for virtual tokens.
@@ -471,39 +490,55 @@ impl StepOps {
         unsafe { rows::gather(&self.gpu, operands, [num_rows, x.width()]) }
     }
 
-    /// Draws a token for each row of the plan from the logits, which are scratch afterwards.
+    /// The plan of the next [`Self::sample`], without rows yet.
+    ///
+    /// # Errors
+    /// When there is no memory for it on the device.
+    ///
+    /// # Panics
+    /// When the vocabulary is another than before.
+    pub fn sampling_plan(&mut self, vocab: usize) -> Result<&mut SamplingPlan, DriverError> {
+        let max_rows = self.config.limits.max_logit_rows;
+        let sampling = match &mut self.sampling {
+            Some(sampling) => sampling,
+            none => none.insert(Sampling {
+                plan: SamplingPlan::new(max_rows, vocab),
+                buffers: SamplingBuffers::new(&self.gpu, max_rows, vocab, LIST_WORDS)?,
+                drawn: DrawnRows::default(),
+            }),
+        };
+        assert_eq!(sampling.plan.vocab(), vocab, "a model has one vocabulary");
+        sampling.plan.clear();
+        Ok(&mut sampling.plan)
+    }
+
+    /// Draws a token for each row of [`Self::sampling_plan`] from the logits, which are scratch
+    /// afterwards.
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn sample(&mut self, logits: &CudaTensor, plan: &SamplingPlan) -> Result<(), DriverError> {
+    ///
+    /// # Panics
+    /// When there is no plan, or it has more rows than the logits.
+    pub fn sample(&mut self, logits: &CudaTensor) -> Result<(), DriverError> {
+        let Sampling { plan, buffers, .. } = self.sampling.as_mut().expect("a plan comes first");
         assert!(logits.is_f32() && plan.num_rows() <= logits.num_rows());
-        let vocab = logits.width();
-        let buffers = match &mut self.sampling {
-            Some(buffers) => buffers,
-            none => none.insert(SamplingBuffers::new(
-                &self.gpu,
-                self.config.limits.max_logit_rows,
-                vocab,
-                LIST_WORDS,
-            )?),
-        };
         buffers.upload(&self.gpu, plan)?;
         // SAFETY: the logits have these rows, and the plan was uploaded.
-        unsafe { sample(&self.gpu, (logits.ptr(), vocab), plan.num_rows(), buffers) }
+        unsafe { sample(&self.gpu, (logits.ptr(), logits.width()), plan.num_rows(), buffers) }
     }
 
-    /// Waits for all that was launched; what the first rows of the last [`Self::sample`] got.
+    /// Waits for all that was launched; what the rows of the last [`Self::sample`] got.
     ///
     /// # Errors
     /// When the driver fails, or what it did before.
-    pub fn drawn(&self, num_rows: usize) -> Result<Vec<Drawn>, DriverError> {
-        self.sampling.as_ref().map_or(Ok(Vec::new()), |buffers| buffers.read(num_rows))
-    }
-
-    /// An empty plan for [`Self::sample`].
-    #[must_use]
-    pub fn sampling_plan(&self, vocab: usize) -> SamplingPlan {
-        SamplingPlan::new(self.config.limits.max_logit_rows, vocab)
+    ///
+    /// # Panics
+    /// When nothing was drawn.
+    pub fn drawn(&mut self) -> Result<&DrawnRows, DriverError> {
+        let Sampling { plan, buffers, drawn } = self.sampling.as_mut().expect("a draw comes first");
+        buffers.read_into(plan.num_rows(), drawn)?;
+        Ok(drawn)
     }
 
     fn paged_kv(&self, layer: usize) -> PagedKv {

@@ -51,7 +51,8 @@ impl KvShape {
     }
 
     /// Numbers in a block.
-    fn block_len(self) -> usize {
+    #[must_use]
+    pub fn block_len(self) -> usize {
         self.num_layers * self.num_kv_heads * 2 * self.half_page()
     }
 

@@ -1,19 +1,17 @@
 //! Executors on a GPU.
 
 use crate::executor::ModelExecutor;
-use crate::layout::{RunnerConfig, RunnerError};
+use crate::layout::{KvCacheDtype, RunnerConfig, RunnerError};
 use crate::penalties::TokenCounts;
 use crate::rng::uniform;
 use crate::sampler::Drawn;
 use crate::step_device::{Picked, StepDevice, Wanted, pick_row};
 use std::sync::Arc;
-use weft_cuda::ops::kv_cache::KvType;
 use weft_cuda::ops::sampling::{DrawStatus, MAX_TOP, RowRequest};
 use weft_cuda::step_ops::StepOps;
 use weft_cuda::step_tables::StepLimits;
 use weft_cuda::tensor::CudaTensor;
 use weft_cuda::{CudaAdapter, CudaArena, CudaChunks, DriverError, Gpu, HalfType};
-use weft_kernels::KvDtype;
 use weft_kernels::kv::BLOCK_SIZE;
 use weft_model::cuda::CudaModel;
 use weft_model::{CudaDevice, Decoder};
@@ -33,6 +31,15 @@ impl From<DriverError> for RunnerError {
     }
 }
 
+impl From<HalfType> for KvCacheDtype {
+    fn from(half: HalfType) -> Self {
+        match half {
+            HalfType::F16 => Self::F16,
+            HalfType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl ModelExecutor<CudaDevice> {
     /// Makes the memory pool and the activations.
     ///
@@ -44,10 +51,8 @@ impl ModelExecutor<CudaDevice> {
         half: HalfType,
         config: &RunnerConfig,
     ) -> Result<Self, RunnerError> {
-        let kv_dtype = config.kv_dtype.unwrap_or(match half {
-            HalfType::F16 => KvDtype::F16,
-            HalfType::Bf16 => KvDtype::Bf16,
-        });
+        let kv_dtype = config.kv_dtype.unwrap_or(half.into());
+        let kv_type = kv_dtype.on_gpu()?;
         let limits = config.limits(&model.config, kv_dtype)?;
         let num_layers = model.config.spec.num_layers;
         let arena = CudaArena::new(gpu, limits.num_blocks, limits.chunk_bytes, num_layers)?;
@@ -58,7 +63,6 @@ impl ModelExecutor<CudaDevice> {
             max_blocks: limits.max_num_seqs * limits.max_model_len.div_ceil(BLOCK_SIZE),
             max_logit_rows,
         };
-        let kv_type = if kv_dtype == KvDtype::Bf16 { KvType::Bf16 } else { KvType::F16 };
         let device = CudaDevice::new(
             gpu,
             &model.config,
@@ -97,7 +101,7 @@ fn begin_draw(
     logits: &CudaTensor,
     wanted: Wanted<'_>,
 ) -> Result<(), DriverError> {
-    let mut plan = ops.sampling_plan(logits.width());
+    let plan = ops.sampling_plan(logits.width())?;
     for row in wanted.rows {
         let state = (wanted.state)(row.planned);
         let sampling = &state.spec.sampling;
@@ -107,13 +111,17 @@ fn begin_draw(
         let seen = state.counts.iter().flat_map(TokenCounts::seen);
         plan.push(RowRequest { sampling, u, banned, mask: None }, seen);
     }
-    ops.sample(logits, &plan)
+    ops.sample(logits)
 }
 
 /// Waits for what was drawn.
-fn read_drawn(ops: &StepOps, wanted: Wanted<'_>, picked: &mut [Picked]) -> Result<(), DriverError> {
-    let drawn = ops.drawn(wanted.rows.len())?;
-    for ((picked, drawn), row) in picked.iter_mut().zip(drawn).zip(wanted.rows) {
+fn read_drawn(
+    ops: &mut StepOps,
+    wanted: Wanted<'_>,
+    picked: &mut [Picked],
+) -> Result<(), DriverError> {
+    let drawn = ops.drawn()?;
+    for ((picked, drawn), row) in picked.iter_mut().zip(drawn.iter()).zip(wanted.rows) {
         let wants_logprobs = (wanted.state)(row.planned).spec.sampling.logprobs.is_some();
         let of = |token, logprob| TokenLogprob { token, logprob };
         let logprobs = wants_logprobs.then(|| TokenLogprobs {

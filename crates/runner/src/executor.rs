@@ -1,7 +1,7 @@
 //! The executor: a decoder on a device, and the sampling state of the live sequences.
 
 use crate::copier::Copier;
-use crate::layout::{RunnerConfig, RunnerError};
+use crate::layout::{KvCacheDtype, RunnerConfig, RunnerError};
 use crate::prepare::{PlacedAdapters, Prepared};
 use crate::sequence::SequenceState;
 use crate::step_device::{Picked, StepDevice, Wanted};
@@ -45,7 +45,9 @@ impl ModelExecutor<CpuDevice> {
     /// # Errors
     /// When the limits contradict each other.
     pub fn new(model: LoadedModel, config: &RunnerConfig) -> Result<Self, RunnerError> {
-        let limits = config.limits(&model.config, config.kv_dtype(&model))?;
+        let asked = config.kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
+        let kv_dtype = asked.on_cpu()?;
+        let limits = config.limits(&model.config, asked)?;
         let num_threads = match config.num_threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given,
@@ -53,7 +55,7 @@ impl ModelExecutor<CpuDevice> {
         let device = CpuDevice::new(
             &model.config,
             num_threads,
-            config.kv_dtype(&model),
+            kv_dtype,
             Arena::new(limits.num_blocks, limits.chunk_bytes),
             limits.max_model_len,
         );

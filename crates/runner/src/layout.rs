@@ -1,5 +1,6 @@
 //! How much the executor may hold, and how its memory is cut.
 
+use weft_cuda::ops::kv_cache::KvType;
 use weft_kernels::KvDtype;
 use weft_kernels::arena::ALIGNMENT;
 use weft_kernels::kv::BLOCK_SIZE;
@@ -19,12 +20,79 @@ pub struct RunnerConfig {
     pub max_num_seqs: usize,
     /// Tokens of one step.
     pub max_num_batched_tokens: usize,
-    /// `None`: single precision under an F32 model, else half.
-    pub kv_dtype: Option<KvDtype>,
+    /// `None`: on the CPU single precision under an F32 model, else half; on a GPU the type of
+    /// activations.
+    pub kv_dtype: Option<KvCacheDtype>,
     /// Threads; 0 is one per core.
     pub num_threads: usize,
     /// The largest rank of an adapter.
     pub max_lora_rank: usize,
+}
+
+/// How keys and values are stored; no device has all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvCacheDtype {
+    /// Single precision: on the CPU.
+    F32,
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// Eight bits (e4m3) without scales, saturated at ±448: on GPUs.
+    Fp8,
+}
+
+impl KvCacheDtype {
+    /// Bytes of one number.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Fp8 => 1,
+        }
+    }
+
+    /// As the CPU has it.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn on_cpu(self) -> Result<KvDtype, RunnerError> {
+        match self {
+            Self::F32 => Ok(KvDtype::F32),
+            Self::F16 => Ok(KvDtype::F16),
+            Self::Bf16 => Ok(KvDtype::Bf16),
+            Self::Fp8 => {
+                let here = "the CPU takes f32, f16 or bf16";
+                Err(RunnerError::KvCacheDtype { given: "fp8", is_for: "GPUs", here })
+            }
+        }
+    }
+
+    /// As a GPU has it.
+    ///
+    /// # Errors
+    /// When it has not.
+    pub fn on_gpu(self) -> Result<KvType, RunnerError> {
+        match self {
+            Self::F16 => Ok(KvType::F16),
+            Self::Bf16 => Ok(KvType::Bf16),
+            Self::Fp8 => Ok(KvType::E4m3),
+            Self::F32 => {
+                let here = "a GPU takes f16, bf16 or fp8";
+                Err(RunnerError::KvCacheDtype { given: "f32", is_for: "the CPU", here })
+            }
+        }
+    }
+
+    /// What the CPU takes for a model if nothing was asked for.
+    #[must_use]
+    pub fn default_on_cpu(model: &LoadedModel) -> Self {
+        match model.weights.embedding.format() {
+            Format::F32 => Self::F32,
+            _ => Self::F16,
+        }
+    }
 }
 
 /// Why an executor could not be made.
@@ -48,6 +116,16 @@ pub enum RunnerError {
     /// A limit is zero.
     #[error("{0} must be at least 1")]
     Zero(&'static str),
+    /// The device has no such numbers.
+    #[error("--kv-cache-dtype {given} is for {is_for}; {here}")]
+    KvCacheDtype {
+        /// What was asked for.
+        given: &'static str,
+        /// Which devices have it.
+        is_for: &'static str,
+        /// What this one has.
+        here: &'static str,
+    },
     /// The device has not as much memory, or failed.
     #[error("{0}")]
     Device(String),
@@ -59,29 +137,27 @@ pub enum RunnerError {
 /// Bytes of a chunk of the memory pool: it holds a KV block, and any row of an adapter of the seven
 /// linears in single precision.
 #[must_use]
-pub fn pool_layout(config: &ModelConfig, kv_dtype: KvDtype) -> usize {
+pub fn pool_layout(config: &ModelConfig, kv_dtype: KvCacheDtype) -> usize {
     let widths = Module::ALL.map(|module| {
         let shape = config.spec.linear(module);
         shape.num_inputs.max(shape.num_outputs)
     });
     let row_bytes = size_of::<f32>() * widths.into_iter().max().unwrap_or(0);
-    kv_shape(config).block_bytes(kv_dtype).max(row_bytes).next_multiple_of(ALIGNMENT)
+    kv_block_bytes(config, kv_dtype).max(row_bytes).next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes of a KV block, of [`BLOCK_SIZE`] tokens over all layers.
+#[must_use]
+pub fn kv_block_bytes(config: &ModelConfig, kv_dtype: KvCacheDtype) -> usize {
+    kv_shape(config).block_len() * kv_dtype.size()
 }
 
 impl RunnerConfig {
-    /// The dtype of the KV cache under a model on the CPU.
-    pub(crate) fn kv_dtype(&self, model: &LoadedModel) -> KvDtype {
-        self.kv_dtype.unwrap_or(match model.weights.embedding.format() {
-            Format::F32 => KvDtype::F32,
-            _ => KvDtype::F16,
-        })
-    }
-
     /// The limits of an executor for a model.
     pub(crate) fn limits(
         &self,
         model: &ModelConfig,
-        kv_dtype: KvDtype,
+        kv_dtype: KvCacheDtype,
     ) -> Result<ExecutorLimits, RunnerError> {
         for (name, value) in [
             ("--max-model-len", self.max_model_len),

@@ -18,4 +18,4 @@ pub mod step_device;
 
 pub use cuda::CudaExecutor;
 pub use executor::{CpuExecutor, ModelExecutor};
-pub use layout::{RunnerConfig, RunnerError, pool_layout};
+pub use layout::{KvCacheDtype, RunnerConfig, RunnerError, kv_block_bytes, pool_layout};

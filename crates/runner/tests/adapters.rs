@@ -5,7 +5,7 @@
 mod support;
 
 use std::sync::Arc;
-use support::{adapter, announce, executor, load, model, plan_decode, reference, wait_for};
+use support::{adapter, announce, config, load, model, plan_decode, reference, wait_for};
 use weft_runner::CpuExecutor;
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, BlockId, Executor, PackedAdapter, SeqId, StepOutput,
@@ -34,7 +34,7 @@ fn answer(executor: &mut CpuExecutor, adapter: Option<AdapterRef>) -> Vec<Vec<To
 #[test]
 fn an_adapter_answers_the_same_wherever_its_chunks_are() {
     let model = model("models/tiny-llama");
-    let mut executor = executor(&model, 2);
+    let mut executor = CpuExecutor::new(model.clone(), &config(&model, 2)).unwrap();
     let lowered = adapter(model.spec(), 40);
     let (id, reference) = (AdapterId(3), reference(3, 40));
     let base = answer(&mut executor, None);
@@ -55,7 +55,7 @@ fn an_adapter_answers_the_same_wherever_its_chunks_are() {
 #[test]
 fn a_sequence_whose_adapter_is_not_on_the_device_fails_its_step_only() {
     let model = model("models/tiny-llama");
-    let mut executor = executor(&model, 1);
+    let mut executor = CpuExecutor::new(model.clone(), &config(&model, 1)).unwrap();
     let id = AdapterId(7);
     announce(&mut executor, 0, Some(reference(7, 2)));
     let (mut plan, mut output) = (StepPlan::default(), StepOutput::default());
@@ -75,7 +75,7 @@ fn a_sequence_whose_adapter_is_not_on_the_device_fails_its_step_only() {
 #[test]
 fn an_executor_ends_while_copies_are_under_way() {
     let model = model("models/tiny-llama");
-    let mut executor = executor(&model, 1);
+    let mut executor = CpuExecutor::new(model.clone(), &config(&model, 1)).unwrap();
     let packed =
         PackedAdapter::pack(&adapter(model.spec(), 16), executor.limits().chunk_bytes).unwrap();
     let (packed, len) = (Arc::new(packed.clone()), packed.num_chunks as u32);

@@ -4,7 +4,7 @@
 
 mod support;
 
-use support::{adapter, announce, executor, load, model, plan_decode, reference};
+use support::{adapter, announce, config, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
 use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
 use weft_types::{
@@ -23,7 +23,7 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
         for (num_threads, adapter) in
             [(1, adapter as MakeAdapter), (2, adapter), (1, adapter_with_parts)]
         {
-            let executor = executor(&model, num_threads);
+            let executor = CpuExecutor::new(model.clone(), &config(&model, num_threads)).unwrap();
             let counts = count_steps(executor, model.spec(), adapter);
             assert!(counts[0] > 0, "the first step makes its buffers");
             assert!(counts[2..].iter().all(|&count| count == 0), "{path}: {counts:?}");

@@ -4,6 +4,7 @@
 //! * [`request`]: what a client wants generated, after parsing and validation.
 //! * [`adapter`]: the lowered form of an adapter: what `adapters` makes and `runner` multiplies.
 //! * [`packed`]: the same in pages as large as the device's chunks: what is copied there.
+//! * [`page`]: the memory that those pages are in.
 //! * [`plan`]: `StepPlan` and `StepOutput`, the contract between `scheduler` and `runner`.
 //! * [`executor`]: the trait that turns one into the other.
 //! * [`event`]: what the engine tells the stream of one request.
@@ -17,6 +18,7 @@ pub mod executor;
 pub mod id;
 pub mod model;
 pub mod packed;
+pub mod page;
 pub mod plan;
 pub mod request;
 
@@ -32,5 +34,6 @@ pub use packed::{
     AdapterLayout, PackedAdapter, PackedBottleneck, PackedEmbedding, PackedKvPrefix, PackedMatrix,
     PackedTokenRows, PackedUpdate, PackedVectors, Packer, RowRun, RowTooLarge,
 };
+pub use page::{HeapPages, Page, PageAllocator, PageMemory};
 pub use plan::{AdapterLoad, PlannedSequence, SequenceOutput, StepOutput, StepPlan};
 pub use request::{GenerateRequest, Queueing, SamplingParams, StopConditions};

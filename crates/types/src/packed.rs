@@ -10,6 +10,7 @@ use crate::adapter::{
     LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 use crate::id::ContentHash;
+use crate::page::{HeapPages, Page, PageAllocator};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -163,7 +164,7 @@ pub struct PackedAdapter {
     /// Shared with the copies, which outlive the pages.
     pub layout: Arc<AdapterLayout>,
     /// All matrices. Every page but the last has the length of a chunk; the last may be shorter.
-    pub pages: Box<[Box<[u8]>]>,
+    pub pages: Arc<[Page]>,
 }
 
 impl Deref for PackedAdapter {
@@ -188,12 +189,20 @@ pub struct RowTooLarge {
 }
 
 impl PackedAdapter {
-    /// Lays an adapter out for chunks of `chunk_bytes`. The layout depends on nothing else.
+    /// Lays an adapter out for chunks of `chunk_bytes`, on the heap. The layout depends on nothing
+    /// else.
     ///
     /// # Errors
     /// When a row is larger than a chunk.
     pub fn pack(adapter: &LoweredAdapter, chunk_bytes: usize) -> Result<Self, RowTooLarge> {
-        let mut packer = Packer::new(chunk_bytes);
+        Self::pack_with(Packer::new(chunk_bytes), adapter)
+    }
+
+    /// As [`Self::pack`], with an empty packer.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn pack_with(mut packer: Packer, adapter: &LoweredAdapter) -> Result<Self, RowTooLarge> {
         adapter.low_rank.iter().try_for_each(|update| packer.push(update))?;
         adapter.embedding.iter().try_for_each(|update| packer.push_embedding(update))?;
         adapter.vectors.iter().try_for_each(|vectors| packer.push_vectors(vectors))?;
@@ -213,10 +222,16 @@ pub struct Packer {
 }
 
 impl Packer {
-    /// For chunks of `chunk_bytes`.
+    /// For chunks of `chunk_bytes`, on the heap.
     #[must_use]
     pub fn new(chunk_bytes: usize) -> Self {
-        let pages = Pages { chunk_bytes, pages: Vec::new() };
+        Self::in_pages_of(Arc::new(HeapPages), chunk_bytes)
+    }
+
+    /// As [`Self::new`], in memory of `allocator`.
+    #[must_use]
+    pub fn in_pages_of(allocator: Arc<dyn PageAllocator>, chunk_bytes: usize) -> Self {
+        let pages = Pages { allocator, chunk_bytes, pages: Vec::new() };
         Self { pages, layout: AdapterLayout::default() }
     }
 
@@ -311,8 +326,7 @@ impl Packer {
     /// Names the whole.
     #[must_use]
     pub fn finish(self, content_hash: ContentHash) -> PackedAdapter {
-        let pages = self.pages.pages.into_iter().map(Vec::into_boxed_slice);
-        let pages: Box<[Box<[u8]>]> = pages.collect();
+        let pages = self.pages.finish();
         let layout = AdapterLayout {
             content_hash,
             num_chunks: pages.len(),
@@ -369,8 +383,9 @@ impl AdapterLayout {
 
 #[derive(Debug)]
 struct Pages {
+    allocator: Arc<dyn PageAllocator>,
     chunk_bytes: usize,
-    pages: Vec<Vec<u8>>,
+    pages: Vec<Page>,
 }
 
 impl Pages {
@@ -389,26 +404,34 @@ impl Pages {
         let mut runs = Vec::with_capacity(1);
         let mut row = 0;
         while row < tensor.rows {
-            let used = self.pages.last().map_or(self.chunk_bytes, Vec::len);
+            let used = self.pages.last().map_or(self.chunk_bytes, |page| page.len());
             let offset = used.next_multiple_of(ALIGNMENT);
             let num_rows =
                 (self.chunk_bytes.saturating_sub(offset) / row_bytes.max(1)).min(tensor.rows - row);
             if num_rows == 0 {
                 if let Some(page) = self.pages.last_mut() {
-                    page.resize(self.chunk_bytes, 0);
+                    page.pad(self.chunk_bytes);
                 }
-                self.pages.push(Vec::with_capacity(self.chunk_bytes));
+                self.pages.push(Page::new(self.allocator.lend(self.chunk_bytes)));
                 continue;
             }
             let Some(index) = self.pages.len().checked_sub(1) else { continue };
             let page = &mut self.pages[index];
-            page.resize(offset, 0);
-            page.extend_from_slice(&tensor.data[row * row_bytes..(row + num_rows) * row_bytes]);
+            page.pad(offset);
+            page.push(&tensor.data[row * row_bytes..(row + num_rows) * row_bytes]);
             runs.push(RowRun { first_row: row as u32, page: index as u32, offset: offset as u32 });
             row += num_rows;
         }
         let (dtype, rows, cols) = (tensor.dtype, tensor.rows, tensor.cols);
         Ok(PackedMatrix { dtype, rows, cols, runs: runs.into() })
+    }
+
+    /// The last page gives back what it does not need.
+    fn finish(mut self) -> Arc<[Page]> {
+        if let Some(last) = self.pages.pop() {
+            self.pages.push(last.shrunk(&*self.allocator));
+        }
+        self.pages.into()
     }
 }
 

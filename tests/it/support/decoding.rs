@@ -6,7 +6,7 @@ use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
 use weft_kernels::{Arena, KvDtype};
 use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
-use weft_runner::pool_layout;
+use weft_runner::{KvCacheDtype, pool_layout};
 use weft_types::{BlockId, LoweredAdapter, PackedAdapter, TokenId};
 
 /// `[T, vocab]` of `tokens`, computed in one chunk with a single-precision cache.
@@ -17,7 +17,7 @@ pub(crate) fn all_logits(
 ) -> Vec<f32> {
     let num_rows = tokens.len();
     let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
-    let chunk_bytes = pool_layout(&model.config, KvDtype::F32);
+    let chunk_bytes = pool_layout(&model.config, KvCacheDtype::F32);
     let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes).unwrap());
     let num_chunks = packed.as_ref().map_or(0, |packed| packed.num_chunks);
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "a driver's methods")]
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use weft_cuda::driver::{DeviceFacts, Event, Graph, Shape};
@@ -58,6 +59,25 @@ impl Driver for FailingDriver {
         unsafe { self.inner.upload(stream, to, from) }
     }
 
+    unsafe fn enqueue_upload(
+        &self,
+        stream: Stream,
+        to: DevicePtr,
+        from: &[u8],
+    ) -> Result<(), DriverError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.enqueue_upload(stream, to, from) }
+    }
+
+    fn alloc_pinned(&self, num_bytes: usize) -> Result<NonNull<u8>, DriverError> {
+        self.inner.alloc_pinned(num_bytes)
+    }
+
+    unsafe fn free_pinned(&self, start: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.free_pinned(start) };
+    }
+
     unsafe fn download(
         &self,
         stream: Stream,
@@ -99,6 +119,10 @@ impl Driver for FailingDriver {
 
     fn wait(&self, stream: Stream, event: Event) -> Result<(), DriverError> {
         self.inner.wait(stream, event)
+    }
+
+    fn has_clock(&self) -> bool {
+        self.inner.has_clock()
     }
 
     fn elapsed_ms(&self, from: Event, to: Event) -> Result<f32, DriverError> {

@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use weft_kernels::KvDtype;
 use weft_model::LoadedModel;
-use weft_runner::{CpuExecutor, RunnerConfig, pool_layout};
+use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, pool_layout};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig};
 use weft_types::{
-    AdapterId, AdapterRef, Executor, LoweredAdapter, PackedAdapter, SamplingParams, SeqId,
-    SequenceSpec, StepOutput, StepPlan, StopConditions, TokenEvent, TokenId,
+    AdapterId, AdapterRef, Executor, HeapPages, LoweredAdapter, PackedAdapter, Packer,
+    PageAllocator, SamplingParams, SeqId, SequenceSpec, StepOutput, StepPlan, StopConditions,
+    TokenEvent, TokenId,
 };
 
 /// One request.
@@ -54,25 +54,27 @@ impl Default for Setup {
 /// Runs all requests to their end. Returns their answers and the number of preemptions.
 pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
     let executor = CpuExecutor::new(model.clone(), &runner_config(model, setup)).unwrap();
-    run_on(executor, setup, requests)
+    let pages: Arc<dyn PageAllocator> = Arc::new(HeapPages);
+    run_on(executor, &pages, setup, requests)
 }
 
 /// Of an executor for [`run_on`].
 pub(crate) fn runner_config(model: &LoadedModel, setup: Setup) -> RunnerConfig {
     RunnerConfig {
-        memory_bytes: setup.num_blocks * pool_layout(&model.config, KvDtype::F16),
+        memory_bytes: setup.num_blocks * pool_layout(&model.config, KvCacheDtype::F16),
         max_model_len: (setup.num_blocks * 16).min(256),
         max_num_seqs: 64,
         max_num_batched_tokens: setup.max_num_batched_tokens,
-        kv_dtype: Some(KvDtype::F16),
+        kv_dtype: Some(KvCacheDtype::F16),
         num_threads: setup.num_threads,
         max_lora_rank: 512,
     }
 }
 
-/// As [`run`], on this executor.
+/// As [`run`], on this executor, with adapters in pages of `pages`.
 pub(crate) fn run_on(
     mut executor: impl Executor,
+    pages: &Arc<dyn PageAllocator>,
     setup: Setup,
     requests: &[Request],
 ) -> (Vec<Answer>, u64) {
@@ -85,7 +87,8 @@ pub(crate) fn run_on(
         .iter()
         .map(|request| {
             let adapter = request.adapter.as_ref()?;
-            Some(Arc::new(PackedAdapter::pack(adapter, chunk_bytes).unwrap()))
+            let packer = Packer::in_pages_of(Arc::clone(pages), chunk_bytes);
+            Some(Arc::new(PackedAdapter::pack_with(packer, adapter).unwrap()))
         })
         .collect();
     // Under the numbers that the scheduler gave them.

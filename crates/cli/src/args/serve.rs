@@ -195,13 +195,30 @@ pub enum QuantizeChoice {
 /// The element type of the KV cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheDtype {
-    /// f32 under a float32 model, else f16.
+    /// On the CPU f32 under a float32 model, else f16; on a GPU as --dtype.
     #[default]
     Auto,
     /// Single precision.
     F32,
     /// Half precision.
     #[value(alias = "float16")]
+    F16,
+    /// bfloat16.
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// Eight bits (e4m3) without scales: on GPUs, half the memory of f16.
+    #[value(alias = "fp8_e4m3")]
+    Fp8,
+}
+
+/// The element type of activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DtypeChoice {
+    /// f16 on a GPU; the CPU computes in f32.
+    #[default]
+    Auto,
+    /// Half precision.
+    #[value(aliases = ["float16", "half"])]
     F16,
     /// bfloat16.
     #[value(alias = "bfloat16")]
@@ -241,6 +258,9 @@ pub struct EngineArgs {
     /// (llama-2-7b, llama-3.1-8b, qwen2.5-7b), and answers are nonsense at real speed.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOAD_FORMAT")]
     pub load_format: LoadFormat,
+    /// Element type of activations on a GPU.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_DTYPE")]
+    pub dtype: DtypeChoice,
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t, env = "WEFT_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: KvCacheDtype,

@@ -1,6 +1,6 @@
 //! Command lines as people write them, ours and vLLM's.
 
-use super::serve::{AdapterDtypeChoice, DeviceChoice, KvCacheDtype, QuantizeChoice};
+use super::serve::{AdapterDtypeChoice, DeviceChoice, DtypeChoice, KvCacheDtype, QuantizeChoice};
 use super::*;
 use crate::size::ByteSize;
 use clap::CommandFactory;
@@ -36,7 +36,7 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
          --memory 2GiB --max-model-len=128 --max-num-seqs 3 --max-num-batched-tokens 64 \
          --max-lora-rank 32 --served-model-name n1 --served-model-name n2 --allow-runtime-adapters \
          --quantize int8 --kv-cache-dtype=bf16 --threads 2 --no-prefix-caching --max-queue 5 \
-         --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c",
+         --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c --dtype=bf16",
     );
     assert_eq!(args.adapters.adapter, ["a=x", "b=y"]);
     assert_eq!(args.adapters.adapter_dir, Some("d".into()));
@@ -48,6 +48,7 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
     assert_eq!((args.engine.max_model_len, args.engine.max_num_seqs), (Some(128), 3));
     assert_eq!(args.engine.quantize, QuantizeChoice::Int8);
     assert_eq!(args.engine.kv_cache_dtype, KvCacheDtype::Bf16);
+    assert_eq!(args.engine.dtype, DtypeChoice::Bf16);
     assert!(args.engine.no_prefix_caching && args.allow_runtime_adapters);
     assert_eq!((args.served_model_name.len(), args.max_queue, args.engine.threads), (2, 5, 2));
 }
@@ -56,8 +57,10 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
 fn vllms_spellings_are_accepted() {
     let args = serve(
         "m --enable-lora --lora-modules a=x b=y --max-loras 4 --max-cpu-loras=8 --max-lora-rank 64 \
-         --enable-prefix-caching",
+         --enable-prefix-caching --dtype half --kv-cache-dtype fp8_e4m3",
     );
+    assert_eq!(args.engine.dtype, DtypeChoice::F16);
+    assert_eq!(args.engine.kv_cache_dtype, KvCacheDtype::Fp8);
     assert_eq!(args.adapters.lora_modules, ["a=x", "b=y"]);
     assert!(serve("m --no-enable-prefix-caching").engine.no_prefix_caching);
 }

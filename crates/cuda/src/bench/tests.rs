@@ -4,6 +4,7 @@ use super::*;
 use crate::driver::{DeviceFacts, DevicePtr, Driver, Event, Graph, Shape, Stream};
 use crate::emulated::{EmulatedDriver, Order};
 use std::path::Path;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 /// Milliseconds of whatever is replayed.
@@ -35,6 +36,25 @@ impl Driver for Clocked {
     unsafe fn upload(&self, stream: Stream, to: DevicePtr, from: &[u8]) -> Result<(), DriverError> {
         // SAFETY: the caller's promise.
         unsafe { self.0.upload(stream, to, from) }
+    }
+
+    unsafe fn enqueue_upload(
+        &self,
+        stream: Stream,
+        to: DevicePtr,
+        from: &[u8],
+    ) -> Result<(), DriverError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.enqueue_upload(stream, to, from) }
+    }
+
+    fn alloc_pinned(&self, num_bytes: usize) -> Result<NonNull<u8>, DriverError> {
+        self.0.alloc_pinned(num_bytes)
+    }
+
+    unsafe fn free_pinned(&self, start: NonNull<u8>) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.free_pinned(start) };
     }
 
     unsafe fn download(

@@ -38,7 +38,7 @@ pub enum OutType {
 }
 
 /// A linear to which updates are added.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LoraTarget {
     /// Index of the site's record: see [`crate::adapter_table::site_index`].
     pub site: u32,

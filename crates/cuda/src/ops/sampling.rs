@@ -177,21 +177,58 @@ impl SamplingBuffers {
     /// # Panics
     /// Beyond the last row, or at a row that no [`sample`] has drawn.
     pub fn read(&self, num_rows: usize) -> Result<Vec<Drawn>, DriverError> {
-        let rows = self.drawn.read(0..num_rows)?;
-        let wants_top = rows.iter().any(|row| row.num_top != 0);
-        let tops = if wants_top { self.tops.read(0..num_rows * MAX_TOP)? } else { Vec::new() };
-        let drawn = |(index, row): (usize, DrawnRow)| Drawn {
-            token: row.token,
-            status: match row.status {
-                0 => DrawStatus::Drawn,
-                1 => DrawStatus::NotFinite,
-                2 => DrawStatus::NothingAllowed,
-                other => unreachable!("the sampler has no status {other}"),
-            },
-            logprob: row.logprob,
-            top: tops.iter().skip(index * MAX_TOP).take(row.num_top as usize).copied().collect(),
-        };
-        Ok(rows.into_iter().enumerate().map(drawn).collect())
+        let mut drawn = DrawnRows::default();
+        self.read_into(num_rows, &mut drawn)?;
+        Ok(drawn.iter().collect())
+    }
+
+    /// As [`Self::read`], into memory that is used again.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// As there.
+    pub fn read_into(&self, num_rows: usize, drawn: &mut DrawnRows) -> Result<(), DriverError> {
+        let DrawnRows { rows, tops } = drawn;
+        rows.resize(num_rows, DrawnRow::default());
+        self.drawn.read_into(0, rows)?;
+        tops.clear();
+        if rows.iter().any(|row| row.num_top != 0) {
+            tops.resize(num_rows * MAX_TOP, TopToken::default());
+            self.tops.read_into(0, tops)?;
+        }
+        Ok(())
+    }
+}
+
+/// What rows got, as it came from the device.
+#[derive(Debug, Default)]
+pub struct DrawnRows {
+    rows: Vec<DrawnRow>,
+    tops: Vec<TopToken>,
+}
+
+impl DrawnRows {
+    /// Row by row.
+    ///
+    /// # Panics
+    /// At a row that no [`sample`] has drawn.
+    pub fn iter(&self) -> impl Iterator<Item = Drawn> {
+        self.rows.iter().enumerate().map(|(index, row)| {
+            let top = self.tops.iter().skip(index * MAX_TOP).take(row.num_top as usize);
+            Drawn {
+                token: row.token,
+                status: match row.status {
+                    0 => DrawStatus::Drawn,
+                    1 => DrawStatus::NotFinite,
+                    2 => DrawStatus::NothingAllowed,
+                    other => unreachable!("the sampler has no status {other}"),
+                },
+                logprob: row.logprob,
+                top: top.copied().collect(),
+            }
+        })
     }
 }
 

@@ -194,6 +194,18 @@ impl Context {
         )))
     }
 
+    /// The same where a sentence would cost more than the call.
+    pub(super) fn check_with(
+        &self,
+        result: CUresult,
+        doing: impl FnOnce() -> String,
+    ) -> Result<(), DriverError> {
+        match result {
+            CUresult::CUDA_SUCCESS => Ok(()),
+            result => self.check(result, &doing()),
+        }
+    }
+
     /// For [`Self::check`].
     pub(super) fn note_launch(&self, kernel: &'static str) {
         *self.last_kernel.lock() = Some(kernel);
@@ -245,6 +257,8 @@ mod tests {
             include_str!("fatbins.rs"),
             include_str!("mod.rs"),
             include_str!("events.rs"),
+            include_str!("pinned.rs"),
+            include_str!("queue.rs"),
             include_str!("staging.rs"),
         ];
         let calls = sources.iter().flat_map(|source| source.split(concat!("sys::", "cu")).skip(1));

@@ -4,6 +4,8 @@
 mod api;
 mod events;
 mod fatbins;
+mod pinned;
+mod queue;
 mod staging;
 
 use crate::devices::{Absence, Found, refusal};
@@ -13,8 +15,11 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use events::Events;
 use fatbins::Kernels;
 use parking_lot::Mutex;
-use staging::{Landing, UploadRing};
+use pinned::{Lent, Pinned};
+use queue::Queue;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// A GPU. All threads may use it; launches are in the order in which they were made.
 #[derive(Debug)]
@@ -27,45 +32,16 @@ pub struct RealDriver {
     graphs: Mutex<Vec<sys::CUgraphExec>>,
     /// While launches are recorded: what to free afterwards.
     recording: Mutex<Option<Vec<DevicePtr>>>,
+    /// After the queues, which end the copies from it.
+    lent: Mutex<Lent>,
     /// Last: all of the above belongs to it.
-    context: Context,
+    context: Arc<Context>,
 }
 
 // SAFETY: the library's handles may be used by all threads.
 unsafe impl Send for RealDriver {}
 // SAFETY: as above; what we keep of them is behind locks.
 unsafe impl Sync for RealDriver {}
-
-/// A stream, and how bytes get into and out of it.
-#[derive(Debug)]
-struct Queue {
-    stream: sys::CUstream,
-    ring: Mutex<UploadRing>,
-    landing: Mutex<Landing>,
-}
-
-impl Queue {
-    fn new(context: &Context) -> Result<Self, DriverError> {
-        let mut stream = std::ptr::null_mut();
-        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-        // SAFETY: writes one handle.
-        context.check(unsafe { sys::cuStreamCreate(&raw mut stream, flags) }, "making a stream")?;
-        let (ring, landing) = (UploadRing::new(context)?, Landing::new(context)?);
-        Ok(Self { stream, ring: Mutex::new(ring), landing: Mutex::new(landing) })
-    }
-
-    /// # Safety
-    /// Nothing uses it any more.
-    unsafe fn free(&mut self) {
-        // SAFETY: waits first; the rest is the caller's promise.
-        unsafe {
-            sys::cuStreamSynchronize(self.stream);
-            self.ring.get_mut().free();
-            self.landing.get_mut().free();
-            sys::cuStreamDestroy_v2(self.stream);
-        }
-    }
-}
 
 /// All devices of the library.
 pub(crate) fn devices() -> Result<Vec<Found>, Absence> {
@@ -131,7 +107,7 @@ impl RealDriver {
             )));
         }
         let (device, facts) = find(ordinal)?;
-        let context = Context::retain(device)?;
+        let context = Arc::new(Context::retain(device)?);
         Ok(Self {
             facts,
             compute: Queue::new(&context)?,
@@ -140,6 +116,7 @@ impl RealDriver {
             events: Mutex::new(Events::new()),
             graphs: Mutex::default(),
             recording: Mutex::default(),
+            lent: Mutex::default(),
             context,
         })
     }
@@ -164,8 +141,8 @@ impl RealDriver {
         // SAFETY: nobody uses it, as the caller of `free` promised, once both streams have ended. A
         // device that fails here has failed others before, who were told.
         unsafe {
-            sys::cuStreamSynchronize(self.compute.stream);
-            sys::cuStreamSynchronize(self.copy.stream);
+            sys::cuStreamSynchronize(self.compute.stream.raw);
+            sys::cuStreamSynchronize(self.copy.stream.raw);
             sys::cuMemFree_v2(memory.0);
         }
     }
@@ -174,7 +151,7 @@ impl RealDriver {
     fn end_capture(&self) -> Result<sys::CUgraphExec, DriverError> {
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: writes one handle.
-        let result = unsafe { sys::cuStreamEndCapture(self.compute.stream, &raw mut graph) };
+        let result = unsafe { sys::cuStreamEndCapture(self.compute.stream.raw, &raw mut graph) };
         self.context.check(result, "recording launches")?;
         // SAFETY: the graph is there until it is destroyed; what runs is a copy.
         let result = unsafe {
@@ -185,7 +162,7 @@ impl RealDriver {
         self.context.check(result, "preparing recorded launches")?;
         // So that the first replay is as fast as the others.
         // SAFETY: just made.
-        let result = unsafe { sys::cuGraphUpload(executable, self.compute.stream) };
+        let result = unsafe { sys::cuGraphUpload(executable, self.compute.stream.raw) };
         self.context.check(result, "uploading recorded launches")?;
         Ok(executable)
     }
@@ -233,7 +210,40 @@ impl Driver for RealDriver {
     unsafe fn upload(&self, stream: Stream, to: DevicePtr, from: &[u8]) -> Result<(), DriverError> {
         let queue = self.enter(stream, "a copy")?;
         // SAFETY: the caller's promise.
-        unsafe { queue.ring.lock().upload(&self.context, queue.stream, to, from) }
+        unsafe { queue.ring.lock().upload(&self.context, queue.stream.raw, to, from) }
+    }
+
+    unsafe fn enqueue_upload(
+        &self,
+        stream: Stream,
+        to: DevicePtr,
+        from: &[u8],
+    ) -> Result<(), DriverError> {
+        if !self.lent.lock().holds(from) {
+            // SAFETY: the caller promises more.
+            return unsafe { self.upload(stream, to, from) };
+        }
+        let queue = self.enter(stream, "a copy")?;
+        // SAFETY: pinned; the rest is the caller's promise.
+        let result = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(to.0, from.as_ptr().cast(), from.len(), queue.stream.raw)
+        };
+        self.context.check_with(result, || format!("copying {} bytes to it", from.len()))
+    }
+
+    fn alloc_pinned(&self, num_bytes: usize) -> Result<NonNull<u8>, DriverError> {
+        self.context.enter()?;
+        let block = Pinned::new(&self.context, num_bytes.max(1))?;
+        let start = block.start();
+        // SAFETY: as long as it was allocated, and nobody has it yet.
+        unsafe { start.write_bytes(0, num_bytes) };
+        self.lent.lock().insert(block);
+        Ok(start)
+    }
+
+    unsafe fn free_pinned(&self, start: NonNull<u8>) {
+        let block = self.lent.lock().remove(start);
+        drop(block);
     }
 
     unsafe fn download(
@@ -244,7 +254,7 @@ impl Driver for RealDriver {
     ) -> Result<(), DriverError> {
         let queue = self.enter(stream, "a copy to the host")?;
         // SAFETY: the caller's promise.
-        unsafe { queue.landing.lock().download(&self.context, queue.stream, from, to) }
+        unsafe { queue.landing.lock().download(&self.context, queue.stream.raw, from, to) }
     }
 
     unsafe fn launch(
@@ -277,27 +287,24 @@ impl Driver for RealDriver {
                 1,
                 1,
                 shape.shared_bytes,
-                self.compute.stream,
+                self.compute.stream.raw,
                 arguments.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
         };
-        match result {
-            CUresult::CUDA_SUCCESS => Ok(()),
-            result => self.context.check(result, &format!("launching {kernel} with {shape:?}")),
-        }
+        self.context.check_with(result, || format!("launching {kernel} with {shape:?}"))
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), DriverError> {
         let queue = self.enter(stream, "waiting")?;
         // SAFETY: a stream of ours.
-        let result = unsafe { sys::cuStreamSynchronize(queue.stream) };
+        let result = unsafe { sys::cuStreamSynchronize(queue.stream.raw) };
         self.context.check(result, "finishing what was asked of it")
     }
 
     fn record(&self, stream: Stream) -> Result<Event, DriverError> {
         let queue = self.enter(stream, "an event")?;
-        self.events.lock().record(&self.context, queue.stream)
+        self.events.lock().record(&self.context, queue.stream.raw)
     }
 
     fn has_passed(&self, event: Event) -> Result<bool, DriverError> {
@@ -310,7 +317,7 @@ impl Driver for RealDriver {
         let events = self.events.lock();
         let Some(raw) = events.get(event) else { return Ok(()) };
         // SAFETY: both are there, and the event is recorded.
-        let result = unsafe { sys::cuStreamWaitEvent(queue.stream, raw, 0) };
+        let result = unsafe { sys::cuStreamWaitEvent(queue.stream.raw, raw, 0) };
         self.context.check(result, "ordering two streams")
     }
 
@@ -338,7 +345,7 @@ impl Driver for RealDriver {
         // Other threads go on copying and allocating meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: a stream of ours.
-        let result = unsafe { sys::cuStreamBeginCapture_v2(self.compute.stream, mode) };
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.compute.stream.raw, mode) };
         self.context.check(result, "beginning to record launches")?;
         *recording = Some(Vec::new());
         Ok(())
@@ -361,7 +368,7 @@ impl Driver for RealDriver {
         let executable = self.graphs.lock().get(graph.0 as usize).copied();
         let executable = executable.ok_or_else(|| DriverError("there is no such graph".into()))?;
         // SAFETY: made by `end_recording`; the rest is the caller's promise.
-        let result = unsafe { sys::cuGraphLaunch(executable, queue.stream) };
+        let result = unsafe { sys::cuGraphLaunch(executable, queue.stream.raw) };
         self.context.check(result, "replaying launches")
     }
 }
@@ -371,11 +378,11 @@ impl Drop for RealDriver {
         if self.context.enter().is_err() {
             return;
         }
-        // SAFETY: buffers keep their driver alive, so nobody is left to use any of it; each queue is
-        // waited for before what it could still use.
+        // SAFETY: buffers keep their driver alive, so nobody is left to use any of it; both streams
+        // are waited for first. The rest goes by itself.
         unsafe {
-            self.compute.free();
-            self.copy.free();
+            sys::cuStreamSynchronize(self.compute.stream.raw);
+            sys::cuStreamSynchronize(self.copy.stream.raw);
             for graph in self.graphs.get_mut().drain(..) {
                 sys::cuGraphExecDestroy(graph);
             }

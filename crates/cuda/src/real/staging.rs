@@ -4,9 +4,11 @@
 
 use super::api::Context;
 use super::events::Pool;
+use super::pinned::Pinned;
 use crate::driver::{DevicePtr, DriverError};
 use cudarc::driver::sys;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Of a ring. A load of weights or of an adapter keeps four pieces of this quarter under way.
 const RING_BYTES: usize = 16 << 20;
@@ -15,30 +17,7 @@ const PIECE_BYTES: usize = RING_BYTES / 4;
 /// Where pieces begin.
 const ALIGNMENT: usize = 256;
 
-/// Pinned memory.
-#[derive(Debug)]
-struct Pinned {
-    start: *mut u8,
-}
-
-impl Pinned {
-    fn new(context: &Context, num_bytes: usize) -> Result<Self, DriverError> {
-        let mut start = std::ptr::null_mut();
-        // SAFETY: writes one address.
-        let result = unsafe { sys::cuMemHostAlloc(&raw mut start, num_bytes, 0) };
-        context.check(result, &format!("pinning {num_bytes} bytes of host memory"))?;
-        Ok(Self { start: start.cast() })
-    }
-
-    /// # Safety
-    /// No copy is under way.
-    unsafe fn free(&self) {
-        // SAFETY: allocated above.
-        unsafe { sys::cuMemFreeHost(self.start.cast()) };
-    }
-}
-
-/// To the device, in one stream.
+/// To the device, in one stream. Who drops it has waited for that.
 #[derive(Debug)]
 pub(super) struct UploadRing {
     pinned: Pinned,
@@ -55,7 +34,7 @@ pub(super) struct UploadRing {
 unsafe impl Send for UploadRing {}
 
 impl UploadRing {
-    pub(super) fn new(context: &Context) -> Result<Self, DriverError> {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DriverError> {
         let pinned = Pinned::new(context, RING_BYTES)?;
         let under_way = VecDeque::new();
         Ok(Self { pinned, head: 0, tail: 0, under_way, events: Pool::untimed() })
@@ -77,11 +56,11 @@ impl UploadRing {
             let to = to.add(index * PIECE_BYTES);
             // SAFETY: inside the ring, where no copy is under way; the target is the caller's promise.
             let result = unsafe {
-                let staged = self.pinned.start.add(offset);
+                let staged = self.pinned.start().as_ptr().add(offset);
                 staged.copy_from_nonoverlapping(piece.as_ptr(), piece.len());
                 sys::cuMemcpyHtoDAsync_v2(to.0, staged.cast(), piece.len(), stream)
             };
-            context.check(result, &format!("copying {} bytes to it", piece.len()))?;
+            context.check_with(result, || format!("copying {} bytes to it", piece.len()))?;
             let event = self.events.record(context, stream)?;
             self.head += piece.len().next_multiple_of(ALIGNMENT);
             self.under_way.push_back((self.head, event));
@@ -108,18 +87,17 @@ impl UploadRing {
         }
         Ok(self.head % RING_BYTES)
     }
+}
 
-    /// Gives back the memory.
-    ///
-    /// # Safety
-    /// The stream has ended.
-    pub(super) unsafe fn free(&mut self) {
+impl Drop for UploadRing {
+    fn drop(&mut self) {
+        if self.pinned.context().enter().is_err() {
+            return;
+        }
         for (_, event) in self.under_way.drain(..) {
             self.events.give_back(event);
         }
         self.events.clear();
-        // SAFETY: the caller's promise.
-        unsafe { self.pinned.free() };
     }
 }
 
@@ -129,11 +107,8 @@ pub(super) struct Landing {
     pinned: Pinned,
 }
 
-// SAFETY: the memory is its own.
-unsafe impl Send for Landing {}
-
 impl Landing {
-    pub(super) fn new(context: &Context) -> Result<Self, DriverError> {
+    pub(super) fn new(context: &Arc<Context>) -> Result<Self, DriverError> {
         Ok(Self { pinned: Pinned::new(context, PIECE_BYTES)? })
     }
 
@@ -150,10 +125,10 @@ impl Landing {
     ) -> Result<(), DriverError> {
         for (index, piece) in to.chunks_mut(PIECE_BYTES).enumerate() {
             let (from, len) = (from.add(index * PIECE_BYTES), piece.len());
-            let landing = self.pinned.start;
+            let landing = self.pinned.start().as_ptr();
             // SAFETY: the landing holds a piece; the source is the caller's promise.
             let result = unsafe { sys::cuMemcpyDtoHAsync_v2(landing.cast(), from.0, len, stream) };
-            context.check(result, &format!("copying {len} bytes from it"))?;
+            context.check_with(result, || format!("copying {len} bytes from it"))?;
             // SAFETY: a stream of ours.
             let result = unsafe { sys::cuStreamSynchronize(stream) };
             context.check(result, "finishing what was asked of it")?;
@@ -161,14 +136,5 @@ impl Landing {
             unsafe { piece.as_mut_ptr().copy_from_nonoverlapping(landing, len) };
         }
         Ok(())
-    }
-
-    /// Gives back the memory.
-    ///
-    /// # Safety
-    /// The stream has ended.
-    pub(super) unsafe fn free(&mut self) {
-        // SAFETY: the caller's promise.
-        unsafe { self.pinned.free() };
     }
 }

@@ -74,3 +74,10 @@ pub(crate) fn leaks() -> usize {
     // SAFETY: the function is of this type there.
     unsafe { library.get::<unsafe extern "C" fn() -> usize>(b"fake_leaks").expect(IN_FAKE)() }
 }
+
+/// From here on so many allocations of pinned memory succeed.
+pub(crate) fn allow_pins(number: i64) {
+    let library = library();
+    // SAFETY: the function is of this type there.
+    unsafe { library.get::<unsafe extern "C" fn(i64)>(b"fake_allow_pins").expect(IN_FAKE)(number) };
+}

@@ -53,7 +53,8 @@ std::recursive_mutex lock;
 std::string calls;
 std::vector<Stream *> streams;
 std::map<uint64_t, size_t> allocations;
-size_t num_pinned = 0;
+std::map<uintptr_t, size_t> pinned;
+long pins_left = -1;  // any number
 int num_contexts = 0;
 Result sticky = kSuccess;
 thread_local bool is_current = false;
@@ -107,6 +108,16 @@ Result log_unsafe(const std::string &call) {
     return result == kSuccess && is_capturing && capture_mode != 2 ? kCaptureUnsupported : result;
 }
 
+// Which memory an address is in.
+std::string place_of(const void *address) {
+    const auto start = reinterpret_cast<uintptr_t>(address);
+    auto block = pinned.upper_bound(start);
+    if (block == pinned.begin()) return "pageable memory";
+    --block;
+    if (start >= block->first + block->second) return "pageable memory";
+    return std::to_string(block->second) + " pinned";
+}
+
 Result enqueue(Stream *stream, std::function<void()> run, Event *event = nullptr) {
     if (stream->capture != nullptr) {
         stream->is_invalidated = true;
@@ -126,7 +137,9 @@ Result enqueue(Stream *stream, std::function<void()> run, Event *event = nullptr
 extern "C" const char *fake_calls() { return calls.c_str(); }
 extern "C" void fake_forget_calls() { calls.clear(); }
 // What nobody gave back.
-extern "C" size_t fake_leaks() { return allocations.size() + num_pinned + streams.size() + num_contexts; }
+extern "C" size_t fake_leaks() { return allocations.size() + pinned.size() + streams.size() + num_contexts; }
+// After so many, no more memory can be pinned.
+extern "C" void fake_allow_pins(long number) { pins_left = number; }
 
 CALL(cuInit(unsigned)) {
     BEGIN(log("init", false));
@@ -207,18 +220,24 @@ CALL(cuMemFree_v2(uint64_t address)) {
 }
 CALL(cuMemHostAlloc(void **memory, size_t num_bytes, unsigned)) {
     BEGIN(log_unsafe("pin " + std::to_string(num_bytes)));
-    ++num_pinned;
+    if (pins_left == 0) return kOutOfMemory;
+    if (pins_left > 0) --pins_left;
     *memory = std::malloc(num_bytes);
+    std::memset(*memory, 0xff, num_bytes);
+    pinned[reinterpret_cast<uintptr_t>(*memory)] = num_bytes;
     return kSuccess;
 }
 CALL(cuMemFreeHost(void *memory)) {
     BEGIN(log("unpin"));
-    --num_pinned;
+    const auto block = pinned.find(reinterpret_cast<uintptr_t>(memory));
+    if (block == pinned.end()) return kInvalidValue;
+    std::memset(memory, 0xdd, block->second);  // so that a late copy shows
+    pinned.erase(block);
     std::free(memory);
     return kSuccess;
 }
 CALL(cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t num_bytes, Stream *stream)) {
-    BEGIN(log("upload " + std::to_string(num_bytes)));
+    BEGIN(log("upload " + std::to_string(num_bytes) + " from " + place_of(from)));
     return enqueue(stream, [=] { std::memcpy(reinterpret_cast<void *>(to), from, num_bytes); });
 }
 CALL(cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t num_bytes, Stream *stream)) {

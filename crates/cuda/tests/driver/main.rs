@@ -5,6 +5,7 @@
 #![expect(unsafe_code, reason = "launches, and the fake's own functions")]
 
 mod fake;
+mod pages;
 
 use fake::{calls, forget_calls, leaks, under_fake};
 use std::sync::Arc;

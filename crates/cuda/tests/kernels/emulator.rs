@@ -2,7 +2,7 @@
 
 use crate::support::gpu;
 use std::process::Command;
-use weft_cuda::driver::{DevicePtr, Shape};
+use weft_cuda::driver::{DevicePtr, Shape, Stream};
 use weft_cuda::{Gpu, HalfType};
 
 #[derive(Clone, Copy, bytemuck::NoUninit)]
@@ -50,6 +50,19 @@ fn a_copy_that_nobody_waited_for_is_a_race() {
     let error = run(&gpu, "selftest_early_read", 32, 64, false).unwrap_err();
     assert!(error.contains("depends on the order"), "{error}");
     assert_eq!(run(&gpu, "selftest_early_read", 32, 64, true).unwrap()[16..32], [7; 16]);
+}
+
+#[test]
+fn a_copy_from_memory_that_lasts_is_made_when_somebody_waits() {
+    let gpu = gpu();
+    let target = gpu.upload(&[1u8; 4]).unwrap();
+    let mut source = [2u8; 4];
+    // SAFETY: as long as the buffer. That what is copied changes is the point of this test.
+    unsafe { gpu.driver().enqueue_upload(Stream::Copy, target.ptr(), &source) }.unwrap();
+    assert_eq!(target.read(0..4).unwrap(), [1; 4], "the other stream does not wait");
+    std::hint::black_box(&mut source).fill(3);
+    gpu.driver().synchronize(Stream::Copy).unwrap();
+    assert_eq!(target.read(0..4).unwrap(), [3; 4]);
 }
 
 #[test]

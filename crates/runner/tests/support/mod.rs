@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use weft_kernels::KvDtype;
 use weft_model::{LoadOptions, LoadedModel};
-use weft_runner::{CpuExecutor, RunnerConfig, pool_layout};
+use weft_runner::{KvCacheDtype, RunnerConfig, pool_layout};
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype,
     Executor, LowRankUpdate, LoweredAdapter, Module, PackedAdapter, PlannedSequence,
@@ -18,20 +17,17 @@ pub(crate) fn model(path: &str) -> LoadedModel {
     LoadedModel::load(&path, &LoadOptions::default()).unwrap()
 }
 
-/// With memory for 128 chunks.
-pub(crate) fn executor(model: &LoadedModel, num_threads: usize) -> CpuExecutor {
-    let config = RunnerConfig {
-        memory_bytes: 128 * pool_layout(&model.config, KvDtype::F32),
+/// Memory for 128 chunks, sequences of 64 tokens, sixteen of them.
+pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
+    RunnerConfig {
+        memory_bytes: 128 * pool_layout(&model.config, KvCacheDtype::F32),
         max_model_len: 64,
         max_num_seqs: 16,
         max_num_batched_tokens: 64,
-        kv_dtype: Some(KvDtype::F32),
+        kv_dtype: Some(KvCacheDtype::F32),
         num_threads,
         max_lora_rank: 512,
-    };
-    let executor = CpuExecutor::new(model.clone(), &config).unwrap();
-    assert_eq!(executor.limits().num_blocks, 128);
-    executor
+    }
 }
 
 /// On all linears of the first layer, large enough to change the output.
@@ -62,7 +58,7 @@ pub(crate) fn adapter(spec: &BaseModelSpec, rank: usize) -> LoweredAdapter {
 
 /// Loads an adapter to the chunks from `first` on, and waits for it. Returns the chunk after.
 pub(crate) fn load(
-    executor: &mut CpuExecutor,
+    executor: &mut impl Executor,
     adapter: AdapterId,
     lowered: &LoweredAdapter,
     first: u32,
@@ -76,7 +72,7 @@ pub(crate) fn load(
 }
 
 /// Waits for the end of one copy.
-pub(crate) fn wait_for(executor: &mut CpuExecutor, adapter: AdapterId) {
+pub(crate) fn wait_for(executor: &mut impl Executor, adapter: AdapterId) {
     let (mut finished, start) = (Vec::new(), Instant::now());
     while finished.is_empty() {
         assert!(start.elapsed() < Duration::from_secs(60), "the copy does not end");
@@ -92,7 +88,7 @@ pub(crate) fn reference(id: u32, rank: usize) -> AdapterRef {
 }
 
 /// Announces a sequence that starts with one token.
-pub(crate) fn announce(executor: &mut CpuExecutor, seq: u64, adapter: Option<AdapterRef>) {
+pub(crate) fn announce(executor: &mut impl Executor, seq: u64, adapter: Option<AdapterRef>) {
     let spec = SequenceSpec {
         prompt: [1 + seq as TokenId].into(),
         sampling: SamplingParams::greedy(),

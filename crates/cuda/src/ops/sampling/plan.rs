@@ -193,7 +193,9 @@ impl SamplingPlan {
         self.max_rows
     }
 
-    pub(super) fn vocab(&self) -> usize {
+    /// Tokens of the vocabulary.
+    #[must_use]
+    pub fn vocab(&self) -> usize {
         self.vocab
     }
 
