@@ -275,6 +275,19 @@ mod tests {
     }
 
     #[test]
+    fn a_quantized_base_is_named_with_its_format_bits_and_group() {
+        let bases = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/bases");
+        for (name, words) in [
+            ("gptq-act-order", "PASS  weights: GPTQ, 4 bits, groups of 64, act-order; in memory "),
+            ("nf4-dq", "PASS  weights: bitsandbytes NF4, double quantization; in memory "),
+            ("nf4-dq", "(layers NF4 in groups of 64; embedding bfloat16)"),
+        ] {
+            let text = checked(&format!("{bases}/{name}"), AdapterArgs::default()).to_string();
+            assert!(text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
     fn a_file_that_is_no_model_fails_with_its_reason() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.gguf");

@@ -21,9 +21,9 @@ pub(crate) trait Vector: Copy {
     fn mul(self, b: Self) -> Self;
     /// `self - b`
     fn sub(self, b: Self) -> Self;
-    /// A table of sixteen at four bits of each lane: of its little-endian 32-bit word in `words`, those
-    /// that come `NIBBLE` times four bits after the lowest.
-    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self;
+    /// A table of sixteen at four bits of each lane of `words`, whose bits are no numbers: those that come
+    /// `NIBBLE` times four bits after the lowest.
+    fn lookup<const NIBBLE: u32>(self, words: Self) -> Self;
     /// From memory.
     fn load(source: &Lanes) -> Self;
     /// From little-endian single precision.
@@ -82,9 +82,12 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
-    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self {
-        let number = |bytes| self.0[(u32::from_le_bytes(bytes) >> (4 * NIBBLE) & 15) as usize];
-        Self(lanes_from(words, number))
+    fn lookup<const NIBBLE: u32>(self, words: Self) -> Self {
+        let mut numbers = [0.0; LANES];
+        for lane in 0..LANES {
+            numbers[lane] = self.0[(words.0[lane].to_bits() >> (4 * NIBBLE) & 15) as usize];
+        }
+        Self(numbers)
     }
 
     #[inline(always)]
@@ -260,7 +263,7 @@ mod tests {
 
     #[inline(always)]
     fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) {
-        let table = V::load(table);
+        let (table, words) = (V::load(table), V::load_f32(words));
         *lanes = [table.lookup::<0>(words).to_lanes(), table.lookup::<7>(words).to_lanes()];
     }
 

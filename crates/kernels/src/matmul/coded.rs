@@ -1,9 +1,6 @@
 //! Tiles of codes that are multiplied in single precision: `w = scale * number(code)` as the weight's
 //! file says it, then the sums of even and of odd inputs. Two sums hide the latency of an addition
 //! where there is one row; their order depends on nothing else.
-//!
-//! Inputs that are stored in another order (act-order) are looked up where they are: one more load a
-//! weight and row.
 
 use super::TileSums;
 use crate::coded::{SCALE_BYTES, WORD_INPUTS};
@@ -52,22 +49,10 @@ impl Tile<'_> {
     /// The first `ROWS` rows of `x`; returns their number.
     #[inline(always)]
     fn rows<V: Vector, const ROWS: usize>(&self, x: &[f32], sums: &mut [[f32; TILE]]) -> usize {
-        let order = self.weight.order();
-        let acc = match (self.weight.format(), order) {
-            (Format::Codebook { book, .. }, None) => {
-                self.sums::<V, ROWS, 4, false, false>(book.values(), &[], x)
-            }
-            (Format::Codebook { book, .. }, Some(order)) => {
-                self.sums::<V, ROWS, 4, false, true>(book.values(), order, x)
-            }
-            (Format::ZeroPoint { bits: 4, .. }, None) => {
-                self.sums::<V, ROWS, 4, true, false>(&INTEGERS, &[], x)
-            }
-            (Format::ZeroPoint { bits: 4, .. }, Some(order)) => {
-                self.sums::<V, ROWS, 4, true, true>(&INTEGERS, order, x)
-            }
-            (_, None) => self.sums::<V, ROWS, 8, true, false>(&INTEGERS, &[], x),
-            (_, Some(order)) => self.sums::<V, ROWS, 8, true, true>(&INTEGERS, order, x),
+        let acc = match self.weight.format() {
+            Format::Codebook { book, .. } => self.sums::<V, ROWS, 4, false>(book.values(), x),
+            Format::ZeroPoint { bits: 4, .. } => self.sums::<V, ROWS, 4, true>(&INTEGERS, x),
+            _ => self.sums::<V, ROWS, 8, true>(&INTEGERS, x),
         };
         for (row, acc) in acc.into_iter().enumerate() {
             let (even, odd) = (acc[0].to_lanes(), acc[1].to_lanes());
@@ -80,16 +65,9 @@ impl Tile<'_> {
 
     /// The sums of even and odd inputs of each row.
     #[inline(always)]
-    fn sums<
-        V: Vector,
-        const ROWS: usize,
-        const BITS: usize,
-        const HAS_ZEROS: bool,
-        const HAS_ORDER: bool,
-    >(
+    fn sums<V: Vector, const ROWS: usize, const BITS: usize, const HAS_ZEROS: bool>(
         &self,
         table: &[f32; TILE],
-        order: &[u32],
         x: &[f32],
     ) -> [[V; 2]; ROWS] {
         let format = self.weight.format();
@@ -113,23 +91,17 @@ impl Tile<'_> {
                 V::splat(0.0)
             };
             for codes in codes.chunks_exact(TILE * WORD_INPUTS * BITS / 8) {
-                let eight = Eight { codes, scale, zero, table };
-                let mut gathered = [[0.0; WORD_INPUTS]; ROWS];
-                let mut x = [&[0.0; WORD_INPUTS]; ROWS];
-                if HAS_ORDER {
-                    let order = &order[first..first + WORD_INPUTS];
-                    for row in 0..ROWS {
-                        for (x, &input) in gathered[row].iter_mut().zip(order) {
-                            *x = inputs[row][input as usize];
-                        }
-                    }
-                    for row in 0..ROWS {
-                        x[row] = &gathered[row];
-                    }
+                let eight = if BITS == 8 {
+                    let codes =
+                        codes.as_chunks().0.first_chunk().expect("eight times sixteen codes");
+                    Eight { words: V::splat(0.0), codes, scale, zero, table }
                 } else {
-                    for row in 0..ROWS {
-                        x[row] = inputs[row][first..].first_chunk().expect("inputs of a group");
-                    }
+                    let words = V::load_f32(codes.first_chunk().expect("sixteen words"));
+                    Eight { words, codes: &[[0; TILE]; WORD_INPUTS], scale, zero, table }
+                };
+                let mut x = [&[0.0; WORD_INPUTS]; ROWS];
+                for row in 0..ROWS {
+                    x[row] = inputs[row][first..].first_chunk().expect("inputs of a group");
                 }
                 eight.add::<ROWS, BITS, HAS_ZEROS, 0>(&x, &mut acc);
                 eight.add::<ROWS, BITS, HAS_ZEROS, 1>(&x, &mut acc);
@@ -148,7 +120,10 @@ impl Tile<'_> {
 
 /// Eight inputs of a tile.
 struct Eight<'a, V> {
-    codes: &'a [u8],
+    /// Of four bits.
+    words: V,
+    /// Of eight bits.
+    codes: &'a [[u8; TILE]; WORD_INPUTS],
     scale: V,
     zero: V,
     table: V,
@@ -163,11 +138,8 @@ impl<V: Vector> Eight<'_, V> {
         acc: &mut [[V; 2]; ROWS],
     ) {
         let i = I as usize;
-        let number = if BITS == 8 {
-            V::load_i8(self.codes[i * TILE..].first_chunk().expect("sixteen codes"))
-        } else {
-            self.table.lookup::<I>(self.codes.first_chunk().expect("sixteen words"))
-        };
+        let number =
+            if BITS == 8 { V::load_i8(&self.codes[i]) } else { self.table.lookup::<I>(self.words) };
         let number = if HAS_ZEROS { number.sub(self.zero) } else { number };
         let weight = number.mul(self.scale);
         for row in 0..ROWS {

@@ -59,16 +59,23 @@ pub struct Job<'a> {
 pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>]) {
     struct Target<'a> {
         weight: &'a PackedLinear,
+        x: &'a [f32],
         bias: Option<&'a [f32]>,
         accumulate: bool,
         out: DisjointMut<'a, f32>,
         first_tile: usize,
     }
+    let mut ordered: [Vec<f32>; 3] = Default::default();
+    for (ordered, job) in ordered.iter_mut().zip(&*jobs) {
+        if let Some(order) = job.weight.order() {
+            *ordered = gather_columns(pool, input.rows, order);
+        }
+    }
     let mut num_tiles = 0;
     // At most q, k, v: no allocation.
     let mut targets: [Option<Target<'_>>; 3] = [None, None, None];
     assert!(jobs.len() <= targets.len(), "at most three linears share an input");
-    for (target, job) in targets.iter_mut().zip(jobs) {
+    for ((target, job), ordered) in targets.iter_mut().zip(jobs).zip(&ordered) {
         let (num_inputs, num_outputs) = (job.weight.num_inputs(), job.weight.num_outputs());
         if job.weight.format().is_integer() {
             assert_eq!(input.quantized.num_inputs, num_inputs, "input width");
@@ -80,6 +87,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
         assert!(job.bias.is_none_or(|bias| bias.len() == num_outputs), "bias width");
         *target = Some(Target {
             weight: job.weight,
+            x: if job.weight.order().is_some() { ordered } else { input.rows },
             bias: job.bias,
             accumulate: job.accumulate,
             out: DisjointMut::new(job.out),
@@ -119,6 +127,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
             let mut sums = TileSums::default();
             for row in (first..input.num_rows).step_by(MAX_ROWS) {
                 let num_rows = MAX_ROWS.min(input.num_rows - row);
+                let input = Input { rows: target.x, ..input };
                 tile_sums(isa, weight, tile, input, row..row + num_rows, &mut sums);
                 for (row, sums) in (row..row + num_rows).zip(&sums) {
                     store_row(row, sums);
@@ -126,6 +135,27 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
             }
         }
     });
+}
+
+/// `out[t,k] = x[t,order[k]]`, for weights whose inputs are stored in another order (act-order). Models
+/// with such weights pay for it with an allocation a linear, and for q, k and v once each.
+fn gather_columns(pool: &ThreadPool, x: &[f32], order: &[u32]) -> Vec<f32> {
+    let num_inputs = order.len();
+    assert!(x.len().is_multiple_of(num_inputs), "input width");
+    let mut out = vec![0.0; x.len()];
+    let rows = DisjointMut::new(&mut out);
+    pool.run(x.len() / num_inputs, 8, |range| {
+        for row in range {
+            let columns = row * num_inputs..(row + 1) * num_inputs;
+            let x = &x[columns.clone()];
+            // SAFETY: each row is claimed once.
+            let out = unsafe { rows.slice(columns) };
+            for (out, &input) in out.iter_mut().zip(order) {
+                *out = x[input as usize];
+            }
+        }
+    });
+    out
 }
 
 fn store(sums: &[f32; TILE], bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {

@@ -2,14 +2,14 @@
 
 use super::{LANES, Lanes, Vector, exp};
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, __m512, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_blendv_ps,
-    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
-    _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
-    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
-    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_slli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
+    __m128i, __m256, __m512, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_blendv_ps,
+    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
+    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_slli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
 
 /// Two registers of AVX2 with FMA and F16C.
@@ -51,14 +51,13 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self {
-        let source = words.as_ptr().cast::<__m256i>();
+    fn lookup<const NIBBLE: u32>(self, words: Self) -> Self {
         // SAFETY: see above.
         unsafe {
             let shift = _mm256_set1_epi32(4 * NIBBLE as i32);
             let mut halves = self.0;
             for (i, half) in halves.iter_mut().enumerate() {
-                let code = _mm256_srlv_epi32(_mm256_loadu_si256(source.add(i)), shift);
+                let code = _mm256_srlv_epi32(_mm256_castps_si256(words.0[i]), shift);
                 // The low three bits choose in either half of the table, the fourth the half.
                 let low = _mm256_permutevar8x32_ps(self.0[0], code);
                 let high = _mm256_permutevar8x32_ps(self.0[1], code);
@@ -175,10 +174,10 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    fn lookup<const NIBBLE: u32>(self, words: &[u8; 4 * LANES]) -> Self {
+    fn lookup<const NIBBLE: u32>(self, words: Self) -> Self {
         // SAFETY: see above.
         unsafe {
-            let words = _mm512_loadu_si512(words.as_ptr().cast());
+            let words = _mm512_castps_si512(words.0);
             let codes = _mm512_srlv_epi32(words, _mm512_set1_epi32(4 * NIBBLE as i32));
             // Only the low four bits choose.
             Self(_mm512_permutexvar_ps(codes, self.0))
