@@ -218,7 +218,7 @@ impl Bench {
         hash[..8].copy_from_slice(&number.to_le_bytes());
         Arc::make_mut(&mut packed.layout).content_hash = ContentHash(hash);
         let adapter =
-            AdapterRef { id: AdapterId(u32::try_from(number)?), content_hash: packed.content_hash };
+            AdapterRef::new(AdapterId(u32::try_from(number)?), packed.content_hash);
         let chunks = block_ids(first_chunk, packed.num_chunks)?;
         let load = AdapterLoad { adapter: adapter.id, chunks: chunks.into() };
         let mut finished = Vec::new();

@@ -11,7 +11,7 @@
 //! with `x:[K] A:[r,K] B:[r,N] y:[N] g_in:[K] g_out,shift:[N]`, matrices row-major. The low-rank update
 //! reads x as it is. Tokens may have embeddings of their own, and keys and values that are given.
 
-use crate::id::ContentHash;
+use crate::id::{ContentHash, TokenId};
 
 /// The element type of stored adapter weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -222,6 +222,9 @@ pub struct LoweredAdapter {
     pub kv_prefix: Option<KvPrefix>,
     /// Tokens with ids from the size of the vocabulary on that every prompt of this adapter begins with.
     pub num_virtual_tokens: usize,
+    /// Active only from the begin of the last occurrence of these tokens in the prompt on, and not at
+    /// all without one (activated LoRA, Greenewald 2025). At least one; `None` is active everywhere.
+    pub invocation_tokens: Option<Box<[TokenId]>>,
 }
 
 impl LoweredAdapter {

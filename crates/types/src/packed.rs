@@ -9,7 +9,7 @@ use crate::adapter::{
     Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
     LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
-use crate::id::ContentHash;
+use crate::id::{ContentHash, TokenId};
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -151,6 +151,8 @@ pub struct AdapterLayout {
     pub kv_prefix: Option<PackedKvPrefix>,
     /// See [`LoweredAdapter::num_virtual_tokens`].
     pub num_virtual_tokens: usize,
+    /// See [`LoweredAdapter::invocation_tokens`].
+    pub invocation_tokens: Option<Box<[TokenId]>>,
     /// Pages in all: chunks that it takes on a device.
     pub num_chunks: usize,
     /// Bytes of all pages.
@@ -201,6 +203,7 @@ impl PackedAdapter {
         adapter.token_rows.iter().try_for_each(|rows| packer.push_token_rows(rows))?;
         adapter.kv_prefix.iter().try_for_each(|prefix| packer.push_kv_prefix(prefix))?;
         packer.set_num_virtual_tokens(adapter.num_virtual_tokens);
+        packer.set_invocation_tokens(adapter.invocation_tokens.clone());
         Ok(packer.finish(adapter.content_hash))
     }
 }
@@ -306,6 +309,11 @@ impl Packer {
     /// How many virtual tokens prompts begin with.
     pub fn set_num_virtual_tokens(&mut self, num_virtual_tokens: usize) {
         self.layout.num_virtual_tokens = num_virtual_tokens;
+    }
+
+    /// From which tokens of the prompt on the adapter is active.
+    pub fn set_invocation_tokens(&mut self, tokens: Option<Box<[TokenId]>>) {
+        self.layout.invocation_tokens = tokens;
     }
 
     /// Names the whole.

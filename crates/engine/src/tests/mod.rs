@@ -51,7 +51,7 @@ fn expected(request: &GenerateRequest, lease: Option<&AdapterLease>) -> Vec<Toke
         stop_token_ids: request.stop.stop_token_ids.clone(),
         min_tokens: request.stop.min_tokens,
         adapter: lease
-            .map(|lease| AdapterRef { id: AdapterId(0), content_hash: lease.content_hash() }),
+            .map(|lease| AdapterRef::new(AdapterId(0), lease.content_hash())),
     };
     sim().expected_tokens(spec, request.stop.max_tokens as usize)
 }

@@ -31,11 +31,12 @@ pub(crate) async fn create(
     params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
     let lease = state.resolve(&model, &params.queueing.tenant).await?;
+    let context = state.context(lease.as_ref());
 
     let text = PromptInput::Text(chat.render(&state).await?);
     // The template writes the special tokens itself.
     let prompt = text.tokenize(&state, params.add_special_tokens.unwrap_or(false)).await?;
-    let max_tokens = prompt.room(params.max_tokens, u32::MAX, state.max_model_len(), "messages")?;
+    let max_tokens = prompt.room(params.max_tokens, u32::MAX, context, "messages")?;
     let inputs = params.sequences(&prompt.tokens, max_tokens, state.tokenizer().eos_token_ids());
     let sequences = submit(&state, lease.as_ref(), inputs, "messages")?;
 

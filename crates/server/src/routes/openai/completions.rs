@@ -5,6 +5,7 @@ mod types;
 
 use self::convert::{ChunkWriter, CompletionRequest, PromptShape, Shape};
 use super::logprobs::TokenNames;
+use super::prompt::Context;
 use super::reply::{Envelope, UnknownParams};
 use crate::access::RequestId;
 use crate::error::ApiError;
@@ -32,7 +33,8 @@ pub(crate) async fn create(
     let unknown = UnknownParams::of(&fields);
     let lease = state.resolve(&request.model, &request.params.queueing.tenant).await?;
 
-    let (inputs, prompts) = prepare(&state, &mut request).await?;
+    let context = state.context(lease.as_ref());
+    let (inputs, prompts) = prepare(&state, context, &mut request).await?;
     let sequences = submit(&state, lease.as_ref(), inputs, "prompt")?;
 
     let params = &request.params;
@@ -62,6 +64,7 @@ pub(crate) async fn create(
 /// The sequences of all prompts, `n` of each in a row, and what the response shows of the prompts.
 async fn prepare(
     state: &AppState,
+    context: Context,
     request: &mut CompletionRequest,
 ) -> Result<(Vec<SequenceInput>, Vec<PromptShape>), ApiError> {
     let (params, tokenizer) = (&request.params, state.tokenizer());
@@ -70,7 +73,7 @@ async fn prepare(
     for input in std::mem::take(&mut request.prompts) {
         let prompt = input.tokenize(state, add_special_tokens).await?;
         let room =
-            prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, state.max_model_len(), "prompt")?;
+            prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, context, "prompt")?;
         inputs.extend(params.sequences(&prompt.tokens, room, tokenizer.eos_token_ids()));
         let tokens = prompt.tokens;
         let echoed = request.echo.then(|| match prompt.text {
