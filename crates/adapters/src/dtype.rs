@@ -39,7 +39,9 @@ pub(crate) fn convert(
         Update::Embedding(EmbeddingUpdate { a, b, .. }) => (vec![a, b], "the embedding".to_owned()),
         Update::TokenRows(rows) => (vec![&mut rows.rows], "the embedding".to_owned()),
         Update::KvPrefix(prefix) => (vec![&mut prefix.rows], "the prefix".to_owned()),
-        Update::Vectors(_) | Update::VirtualTokens(_) => return Ok(()),
+        Update::Vectors(_) | Update::VirtualTokens(_) | Update::InvocationTokens(_) => {
+            return Ok(());
+        }
     };
     for tensor in tensors {
         let target = match dtype {

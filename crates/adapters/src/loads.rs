@@ -407,6 +407,10 @@ impl Shared {
                     packer.set_num_virtual_tokens(*num);
                     Ok(())
                 }
+                Update::InvocationTokens(tokens) => {
+                    packer.set_invocation_tokens(Some(tokens.clone()));
+                    Ok(())
+                }
             }
             .map_err(too_large)
         })?;

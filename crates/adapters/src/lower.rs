@@ -15,7 +15,7 @@ use crate::tensors::{FileTensor, read_tensors};
 use std::collections::{BTreeMap, HashSet};
 use weft_types::{
     BaseModelSpec, Bottleneck, EmbeddingUpdate, KvPrefix, LowRankUpdate, LoweredAdapter, SiteVectors,
-    TokenRows,
+    TokenId, TokenRows,
 };
 
 /// Lowers the bytes of `adapter_config.json` and `adapter_model.safetensors` for `base`. Both are
@@ -40,6 +40,7 @@ pub fn lower_peft_bytes(
             Update::TokenRows(rows) => lowered.token_rows = Some(rows),
             Update::KvPrefix(prefix) => lowered.kv_prefix = Some(prefix),
             Update::VirtualTokens(num) => lowered.num_virtual_tokens = num,
+            Update::InvocationTokens(tokens) => lowered.invocation_tokens = Some(tokens),
         }
         Ok(())
     })?;
@@ -55,6 +56,7 @@ pub(crate) enum Update {
     TokenRows(TokenRows),
     KvPrefix(KvPrefix),
     VirtualTokens(usize),
+    InvocationTokens(Box<[TokenId]>),
 }
 
 /// The same, one update after the other, sorted by site: what is done with one need not be in memory
@@ -67,8 +69,13 @@ pub(crate) fn lower_each(
     mut each: impl FnMut(Update) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
     let modules = base_modules(base);
-    let targets = targets(&PeftConfig::parse(config)?, &modules)?;
+    let config = PeftConfig::parse(config)?;
+    let targets = targets(&config, &modules)?;
     check_ranks(&targets, limits)?;
+    if let Some(tokens) = config.invocation_tokens {
+        check_activation(&tokens, &modules, &targets, base)?;
+        each(Update::InvocationTokens(tokens))?;
+    }
     let mut parts = Parts::read(tensors, &modules, base)?;
 
     for (module, target) in modules.iter().zip(targets) {
@@ -103,6 +110,33 @@ fn check_ranks(targets: &[Option<Target>], limits: &LoadLimits) -> Result<(), Re
     Err(Refusal::new(format!(
         "has rank {rank}, but this server was started with --max-lora-rank {max}"
     )))
+}
+
+/// An adapter that becomes active in mid-prompt is one of linears: PEFT applies an update of the
+/// embedding to all tokens.
+fn check_activation(
+    tokens: &[TokenId],
+    modules: &[BaseModule],
+    targets: &[Option<Target>],
+    base: &BaseModelSpec,
+) -> Result<(), Refusal> {
+    if let Some(token) = tokens.iter().find(|&&token| token as usize >= base.vocab_size) {
+        return Err(Refusal::new(format!(
+            "lists token {token} in alora_invocation_tokens of adapter_config.json, but this base has \
+             {} tokens",
+            base.vocab_size
+        )));
+    }
+    let is_embedding = |(module, target): (&BaseModule, &Option<Target>)| {
+        module.place == Place::Embedding && target.is_some()
+    };
+    if modules.iter().zip(targets).any(is_embedding) {
+        return Err(Refusal::new(
+            "targets embed_tokens and sets alora_invocation_tokens in adapter_config.json, but the \
+             embedding cannot become active in mid-prompt; train without it",
+        ));
+    }
+    Ok(())
 }
 
 /// The tensors of the file, by module and part, each with its name in the file.

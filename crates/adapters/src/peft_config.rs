@@ -6,6 +6,7 @@ use crate::error::Refusal;
 use crate::json::{parse, shown};
 use crate::quoted::Quoted;
 use serde_json::{Map, Value};
+use weft_types::TokenId;
 
 /// What is left of the configuration.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +22,8 @@ pub(crate) struct PeftConfig {
     pub(crate) exclude_modules: Option<ModuleNames>,
     pub(crate) layers_to_transform: Option<Vec<u64>>,
     pub(crate) layers_pattern: Vec<String>,
+    /// The adapter is active from the last occurrence of these tokens on. Not empty.
+    pub(crate) invocation_tokens: Option<Box<[TokenId]>>,
 }
 
 /// How PEFT names a set of modules.
@@ -70,6 +73,7 @@ impl Kind {
 
 /// Keys that are read below.
 const READ: &[(&str, Allowed)] = &[
+    ("alora_invocation_tokens", &[List]),
     ("peft_type", &[Text]),
     ("r", &[Number]),
     ("lora_alpha", &[Number]),
@@ -107,7 +111,6 @@ const HARMLESS: &[(&str, Allowed)] = &[
 
 /// Keys that must be off, and why.
 const OFF: &[(&str, Allowed, &str)] = &[
-    ("alora_invocation_tokens", &[List], "adapters that begin in mid-prompt are not supported"),
     ("arrow_config", &[Object], "routing between adapters is not supported"),
     ("enable_lora", &[List], "merged linears are not supported"),
     ("ensure_weight_tying", &[Bool], "one update shared by embedding and head is not supported"),
@@ -164,6 +167,7 @@ impl PeftConfig {
                 Some(ModuleNames::Pattern(pattern)) => vec![pattern],
                 None => Vec::new(),
             },
+            invocation_tokens: invocation_tokens(&object)?,
         };
         config.check_layers()?;
         Ok(config)
@@ -330,6 +334,27 @@ fn names(object: &Map<String, Value>, key: &str) -> Result<Option<ModuleNames>, 
         }
         _ => Ok(None),
     }
+}
+
+/// PEFT never activates an adapter with an empty list.
+fn invocation_tokens(object: &Map<String, Value>) -> Result<Option<Box<[TokenId]>>, Refusal> {
+    let key = "alora_invocation_tokens";
+    let Some(Value::Array(items)) = object.get(key) else { return Ok(None) };
+    if items.is_empty() {
+        return refuse(format!(
+            "has an empty {key} in adapter_config.json, which would never activate it; list the \
+             tokens, or make it null for an adapter that is always active"
+        ));
+    }
+    let token = |item: &Value| {
+        item.as_u64().and_then(|token| TokenId::try_from(token).ok()).ok_or_else(|| {
+            let found = shown(item);
+            Refusal::new(format!(
+                "lists {found} in {key} of adapter_config.json; it must be the id of a token"
+            ))
+        })
+    };
+    items.iter().map(token).collect::<Result<_, _>>().map(Some)
 }
 
 /// An empty list means all layers.
