@@ -139,7 +139,7 @@ fn quantize(tensor: &mut AdapterTensor) {
 }
 
 /// The values of `bytes`, which are of a float type.
-fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
+pub(crate) fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
     values.clear();
     match dtype {
         Dtype::F32 => {

@@ -11,6 +11,9 @@
 
 mod backoff;
 mod buffers;
+mod compose;
+mod composing;
+mod composition;
 mod config;
 mod directory;
 mod dtype;
@@ -37,6 +40,7 @@ mod targets;
 mod tensor_names;
 mod tensors;
 
+pub use composition::{Composition, CompositionPart, MAX_PARTS, MAX_SCALE};
 pub use config::RegistryConfig;
 pub use dtype::AdapterDtype;
 pub use error::{AdapterError, Refusal, RetryHint};

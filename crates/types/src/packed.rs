@@ -206,6 +206,17 @@ impl PackedAdapter {
         packer.set_invocation_tokens(adapter.invocation_tokens.clone());
         Ok(packer.finish(adapter.content_hash))
     }
+
+    /// The rows of a matrix of this adapter, in order: whole rows, as many as are contiguous.
+    pub fn runs(&self, matrix: &PackedMatrix) -> impl Iterator<Item = &[u8]> {
+        let row_bytes = matrix.row_bytes();
+        let begins = matrix.runs.iter().map(|run| run.first_row as usize);
+        let ends = begins.skip(1).chain([matrix.rows]);
+        matrix.runs.iter().zip(ends).map(move |(run, end)| {
+            let len = (end - run.first_row as usize) * row_bytes;
+            &self.pages[run.page as usize][run.offset as usize..][..len]
+        })
+    }
 }
 
 /// Packs an adapter part by part, so that it need not be in memory twice.
@@ -445,15 +456,8 @@ mod tests {
     }
 
     fn unpacked(packed: &PackedAdapter, matrix: &PackedMatrix) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (index, run) in matrix.runs.iter().enumerate() {
-            assert_eq!(run.offset as usize % ALIGNMENT, 0);
-            let next =
-                matrix.runs.get(index + 1).map_or(matrix.rows, |next| next.first_row as usize);
-            let len = (next - run.first_row as usize) * matrix.row_bytes();
-            bytes.extend_from_slice(&packed.pages[run.page as usize][run.offset as usize..][..len]);
-        }
-        bytes
+        assert!(matrix.runs.iter().all(|run| (run.offset as usize).is_multiple_of(ALIGNMENT)));
+        packed.runs(matrix).collect::<Vec<_>>().concat()
     }
 
     #[test]

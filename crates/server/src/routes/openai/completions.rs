@@ -31,7 +31,7 @@ pub(crate) async fn create(
     let mut request = CompletionRequest::read(&mut fields, state.tokenizer().vocab_size())?;
     request.params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
-    let lease = state.resolve(&request.model, &request.params.queueing.tenant).await?;
+    let lease = request.choice.resolve(&state, &request.params.queueing.tenant).await?;
 
     let context = state.context(lease.as_ref());
     let (inputs, prompts) = prepare(&state, context, &mut request).await?;
@@ -39,7 +39,7 @@ pub(crate) async fn create(
 
     let params = &request.params;
     let shape = Shape {
-        envelope: Envelope::new("cmpl", &request_id, "text_completion", request.model.into()),
+        envelope: Envelope::new("cmpl", &request_id, "text_completion", request.choice.model.into()),
         names: TokenNames::new(state.tokenizer().clone(), params.tokens),
         tokenizer: state.tokenizer().clone(),
         prompts,
