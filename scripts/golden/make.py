@@ -23,6 +23,8 @@ HERE = pathlib.Path(__file__).parent
 PARTS = {
     "models": "tiny_models",
     "adapters": "tiny_adapters",
+    "activated": "tiny_activated",
+    "compositions": "tiny_compositions",
     "gguf": "gguf_files",
     "chat": "chat_templates",
 }
