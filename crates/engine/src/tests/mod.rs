@@ -1,5 +1,6 @@
 //! Tests over the whole loop, on its own thread, with the simulated executor.
 
+mod activated;
 mod adapter_faults;
 mod adapters;
 mod failures;
