@@ -1,14 +1,15 @@
-//! A load whose source is other adapters: hold the parts, wait for room, concatenate, publish.
+//! From a formula to a lease: what it means here, and a load whose source is other adapters: hold the
+//! parts, wait for room, concatenate, publish.
 //!
 //! Parts that are not in memory are loaded first, by loads of their own. While it waits for room a
 //! composition holds its parts, so two of them may wait for each other: then one gives up when its
 //! patience ends, and says so.
 
 use crate::compose::{Part, compose};
-use crate::composition::{Composition, SCHEME, refused};
+use crate::composition::{Composition, Formula, SCHEME, refused};
 use crate::error::{AdapterError, Refusal};
-use crate::lease::Hold;
-use crate::loads::{Lowered, MAX_ATTEMPTS, Outcome, Ticket};
+use crate::lease::{AdapterLease, Hold};
+use crate::loads::{Lowered, MAX_ATTEMPTS, Outcome, Shared, Ticket};
 use crate::polite::thread_cpu_time;
 use crate::registry::{AdapterRegistry, AfterFailure};
 use crate::state::{Freed, Origin};
@@ -16,6 +17,66 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use weft_types::ContentHash;
+
+impl AdapterRegistry {
+    /// The sum of several adapters, leased: one adapter with an identity of its own, composed if it is
+    /// not in memory or if a part is not what it was. It has no name and is not listed; [`Self::load`]
+    /// with the path `compose:` and the formula gives it one.
+    ///
+    /// # Errors
+    /// [`AdapterError::MissingPart`], [`AdapterError::Rejected`] for parts that do not add up, and what
+    /// [`Self::resolve`] may say of a part.
+    pub async fn resolve_composition(
+        &self,
+        composition: Composition,
+        tenant: &Arc<str>,
+    ) -> Result<AdapterLease, AdapterError> {
+        if let Some(name) = composition.single() {
+            return self.lease(name, None, tenant).await;
+        }
+        let composition = Arc::new(composition);
+        self.lease(&composition.key(), Some(&composition), tenant).await
+    }
+
+    /// Reads a formula; names with a `+` must not make it ambiguous.
+    pub(crate) async fn read(&self, text: &str) -> Result<Composition, AdapterError> {
+        let Some(formula) = Formula::of(text) else {
+            let reason = "is none; write names with + between them, like a+0.5*b";
+            return Err(refused(text, reason.to_owned()));
+        };
+        let composition = formula.read()?;
+        let Some(name) = self.first_existing(formula.other_names()).await else {
+            return Ok(composition);
+        };
+        let reason = format!(
+            "is ambiguous, because there is an adapter {name:?}; send the field `adapters` with names \
+             and scales instead"
+        );
+        Err(refused(text, reason))
+    }
+
+    /// The first of `names` that an adapter has, is about to have, or has in the adapter directory.
+    pub(crate) async fn first_existing(&self, names: Vec<String>) -> Option<String> {
+        let unknown: Vec<String> = {
+            let state = self.shared.state.lock();
+            let is_known =
+                |name: &str| state.names.contains_key(name) || state.loading.contains_key(name);
+            if let Some(known) = names.iter().find(|name| is_known(name)) {
+                return Some(known.clone());
+            }
+            names.into_iter().filter(|name| !state.revoked.contains(name)).collect()
+        };
+        if self.shared.directory.is_none() || unknown.is_empty() {
+            return None;
+        }
+        let shared = Arc::clone(&self.shared);
+        let find = move || {
+            let directory = shared.directory.as_ref()?;
+            unknown.into_iter().find(|name| directory.has(name))
+        };
+        tokio::task::spawn_blocking(find).await.ok().flatten()
+    }
+}
 
 impl Ticket {
     pub(crate) async fn compose(&self, composition: &Arc<Composition>) -> Outcome {
@@ -95,7 +156,7 @@ impl Ticket {
     ) -> Result<Lowered, AdapterError> {
         let lowering = self.shared.lowerings.acquire().await.map_err(|_| self.interrupted())?;
         let (composition, holds) = (Arc::clone(composition), holds.to_vec());
-        let work = move |shared: &Arc<crate::loads::Shared>, _: &str| {
+        let work = move |shared: &Arc<Shared>, _: &str| {
             let parts = composition.parts().iter().zip(&holds).map(|(part, hold)| Part {
                 name: &part.name,
                 scale: part.scale,

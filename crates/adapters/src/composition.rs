@@ -6,6 +6,7 @@ use crate::error::AdapterError;
 use crate::names::{MAX_NAME_BYTES, check_adapter_name};
 use crate::quoted::Quoted;
 use std::fmt;
+use std::path::Path;
 use weft_types::ContentHash;
 
 /// The most adapters that one composition may have.
@@ -68,6 +69,12 @@ impl Composition {
         }
         let twice = parts.windows(2).find(|pair| pair[0].name == pair[1].name);
         Ok(twice.map(|pair| format!("names {:?} twice; give it one scale", pair[0].name)))
+    }
+
+    /// The formula in a path `compose:a+0.5*b`; `None` for the path of a directory.
+    #[must_use]
+    pub fn formula_in(path: &Path) -> Option<&str> {
+        path.to_str()?.strip_prefix(SCHEME)
     }
 
     /// The parts, by name.
@@ -196,6 +203,7 @@ pub(crate) fn refused(formula: &str, reason: String) -> AdapterError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn read(text: &str) -> Result<Composition, AdapterError> {
         Formula::of(text).expect("a formula").read()
@@ -244,6 +252,23 @@ mod tests {
         assert_eq!(names("a+0.5*b+c"), ["b+c"]);
         assert_eq!(names("2*a+b"), ["a+b"]);
         assert!(names("a+b").is_empty());
+    }
+
+    proptest! {
+        /// Formulas come from clients.
+        #[test]
+        fn any_text_is_refused_or_means_what_its_formula_shows(
+            text in "([ab:/@._+*0-9-]|\PC){0,40}|(-?[0-9]{1,2}(\.[0-9])?\*)?[a-c]{1,2}(\+[a-c]{1,2}){0,3}",
+        ) {
+            let Some(formula) = Formula::of(&text) else { return Ok(()) };
+            prop_assert!(formula.other_names().len() <= MAX_PARTS * MAX_PARTS);
+            let Ok(composition) = formula.read() else { return Ok(()) };
+            let shown = composition.to_string();
+            match composition.single() {
+                Some(name) => prop_assert_eq!(shown, name),
+                None => prop_assert_eq!(read(&shown).unwrap(), composition),
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! what is in host memory does not change, and what had to leave it is read again when it is asked
 //! for. Knows no HTTP and no device.
 
-use crate::composition::{Composition, Formula, SCHEME, is_unnamed, refused};
+use crate::composition::{Composition, Formula, is_unnamed};
 use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::error::AdapterError;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 /// The adapters of one server. A cheap clone; all clones are the same registry.
 #[derive(Clone, Debug)]
 pub struct AdapterRegistry {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What to do about a name whose source failed a moment ago.
@@ -90,35 +90,17 @@ impl AdapterRegistry {
         name: &str,
         tenant: &Arc<str>,
     ) -> Result<AdapterLease, AdapterError> {
-        if let Some(formula) = Formula::of(name)
+        if Formula::of(name).is_some()
             && self.first_existing(vec![name.to_owned()]).await.is_none()
         {
-            let composition = self.read(name, &formula).await?;
+            let composition = self.read(name).await?;
             return self.resolve_composition(composition, tenant).await;
         }
         self.lease(name, None, tenant).await
     }
 
-    /// The sum of several adapters, leased: one adapter with an identity of its own, composed if it is
-    /// not in memory or if a part is not what it was. It has no name and is not listed; [`Self::load`]
-    /// with the path `compose:` and the formula gives it one.
-    ///
-    /// # Errors
-    /// [`AdapterError::MissingPart`], [`AdapterError::Rejected`] for parts that do not add up, and what
-    /// [`Self::resolve`] may say of a part.
-    pub async fn resolve_composition(
-        &self,
-        composition: Composition,
-        tenant: &Arc<str>,
-    ) -> Result<AdapterLease, AdapterError> {
-        if let Some(name) = composition.single() {
-            return self.lease(name, None, tenant).await;
-        }
-        let composition = Arc::new(composition);
-        self.lease(&composition.key(), Some(&composition), tenant).await
-    }
-
-    async fn lease(
+    /// Of a name, or of the key of a composition.
+    pub(crate) async fn lease(
         &self,
         name: &str,
         composition: Option<&Arc<Composition>>,
@@ -128,40 +110,6 @@ impl AdapterRegistry {
             self.acquire(name, composition, tenant, AfterFailure::Remember).await?;
         self.shared.state.lock().hit(name, SystemTime::now());
         Ok(AdapterLease::new(generation, hold))
-    }
-
-    /// Reads a formula; names with a `+` must not make it ambiguous.
-    async fn read(&self, text: &str, formula: &Formula<'_>) -> Result<Composition, AdapterError> {
-        let composition = formula.read()?;
-        match self.first_existing(formula.other_names()).await {
-            None => Ok(composition),
-            Some(name) => Err(refused(text, format!(
-                "is ambiguous, because there is an adapter {name:?}; send the field `adapters` with \
-                 names and scales instead"
-            ))),
-        }
-    }
-
-    /// The first of `names` that an adapter has, is about to have, or has in the adapter directory.
-    async fn first_existing(&self, names: Vec<String>) -> Option<String> {
-        let unknown: Vec<String> = {
-            let state = self.shared.state.lock();
-            let is_known =
-                |name: &str| state.names.contains_key(name) || state.loading.contains_key(name);
-            if let Some(known) = names.iter().find(|name| is_known(name)) {
-                return Some(known.clone());
-            }
-            names.into_iter().filter(|name| !state.revoked.contains(name)).collect()
-        };
-        if self.shared.directory.is_none() || unknown.is_empty() {
-            return None;
-        }
-        let shared = Arc::clone(&self.shared);
-        let find = move || {
-            let directory = shared.directory.as_ref()?;
-            unknown.into_iter().find(|name| directory.has(name))
-        };
-        tokio::task::spawn_blocking(find).await.ok().flatten()
     }
 
     /// Keeps an adapter in host memory until it is unpinned or unloaded; loads it if need be. A
@@ -203,15 +151,9 @@ impl AdapterRegistry {
         in_place: bool,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_free(name)?;
-        let origin = match path.to_str().and_then(|path| path.strip_prefix(SCHEME)) {
+        let origin = match Composition::formula_in(path) {
             None => Origin::Path(path.to_owned()),
-            Some(text) => match Formula::of(text) {
-                Some(formula) => Origin::Composed(Arc::new(self.read(text, &formula).await?)),
-                None => {
-                    let reason = "is none; write names with + between them, like a+0.5*b";
-                    return Err(refused(text, reason.to_owned()));
-                }
-            },
+            Some(text) => Origin::Composed(Arc::new(self.read(text).await?)),
         };
         let (loading, ticket) = loop {
             let other = {

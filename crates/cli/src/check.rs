@@ -12,7 +12,7 @@ use crate::pull::{self, Cached};
 use crate::size::ByteSize;
 use crate::text_side;
 use std::path::{Path, PathBuf};
-use weft_adapters::{LoadLimits, check_adapter_name, load_peft_dir};
+use weft_adapters::{Composition, LoadLimits, check_adapter_name, load_peft_dir};
 use weft_cuda::Survey;
 use weft_cuda::devices::Absence;
 use weft_types::BaseModelSpec;
@@ -198,6 +198,10 @@ fn adapter_finding(
     max_lora_rank: usize,
     findings: &mut Findings,
 ) {
+    if let Some(formula) = Composition::formula_in(&adapter.path) {
+        let text = format!("adapter {}: {formula} is composed when it is loaded", adapter.name);
+        return findings.add(Grade::Warn, text);
+    }
     let loaded = check_adapter_name(&adapter.name)
         .and_then(|()| load_peft_dir(&adapter.path, spec, &LoadLimits { max_lora_rank }));
     match loaded {
