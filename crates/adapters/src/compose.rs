@@ -15,8 +15,8 @@ use crate::polite::pause;
 use half::{bf16, f16};
 use std::collections::BTreeSet;
 use weft_types::{
-    AdapterTensor, Bottleneck, ContentHash, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate, Module,
-    PackedAdapter, PackedMatrix, Packer, RowTooLarge, Site, SiteVectors, TokenRows,
+    AdapterTensor, Bottleneck, ContentHash, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
+    Module, PackedAdapter, PackedMatrix, Packer, RowTooLarge, Site, SiteVectors, TokenRows,
 };
 
 /// One adapter of a composition.
@@ -37,7 +37,8 @@ pub(crate) fn compose(
     check(parts)?;
     let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
     let mut packer = Packer::new(chunk_bytes);
-    for site in sites(parts, |weights| weights.low_rank.iter().map(|update| update.site).collect()) {
+    for site in sites(parts, |weights| weights.low_rank.iter().map(|update| update.site).collect())
+    {
         pause();
         packer.push(&low_rank(parts, site, max_rank)?).map_err(too_large)?;
     }
@@ -121,9 +122,8 @@ fn check(parts: &[Part<'_>]) -> Result<(), Refusal> {
             a.name, b.name
         )));
     }
-    let differs = |pair: &&[Part<'_>]| {
-        pair[0].weights.invocation_tokens != pair[1].weights.invocation_tokens
-    };
+    let differs =
+        |pair: &&[Part<'_>]| pair[0].weights.invocation_tokens != pair[1].weights.invocation_tokens;
     match parts.windows(2).find(differs) {
         Some(pair) => Err(Refusal::new(format!(
             "cannot be composed: {:?} and {:?} become active at different tokens \
@@ -159,7 +159,11 @@ fn embedding(parts: &[Part<'_>], max_rank: usize) -> Result<Option<EmbeddingUpda
     let updates = parts.iter().filter_map(|part| Some((part, part.weights.embedding.as_ref()?)));
     let updates: Vec<_> = updates.map(|(part, e)| (part, e, e.scale * part.scale)).collect();
     let Some(&(.., scale)) = updates.first() else { return Ok(None) };
-    check_rank(updates.iter().map(|(_, update, _)| update.b.rows).sum(), max_rank, "the embedding")?;
+    check_rank(
+        updates.iter().map(|(_, update, _)| update.b.rows).sum(),
+        max_rank,
+        "the embedding",
+    )?;
     let is_one_scale = updates.iter().all(|(.., other)| *other == scale);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for (part, update, scale) in updates {

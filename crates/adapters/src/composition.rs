@@ -258,7 +258,7 @@ mod tests {
         /// Formulas come from clients.
         #[test]
         fn any_text_is_refused_or_means_what_its_formula_shows(
-            text in "([ab:/@._+*0-9-]|\PC){0,40}|(-?[0-9]{1,2}(\.[0-9])?\*)?[a-c]{1,2}(\+[a-c]{1,2}){0,3}",
+            text in r"([ab:/@._+*0-9-]|\PC){0,40}|(-?[0-9]{1,2}(\.[0-9])?\*)?[a-c]{1,2}(\+[a-c]{1,2}){0,3}",
         ) {
             let Some(formula) = Formula::of(&text) else { return Ok(()) };
             prop_assert!(formula.other_names().len() <= MAX_PARTS * MAX_PARTS);

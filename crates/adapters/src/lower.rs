@@ -14,8 +14,8 @@ use crate::tensor_names::{Part, tensor_name};
 use crate::tensors::{FileTensor, read_tensors};
 use std::collections::{BTreeMap, HashSet};
 use weft_types::{
-    BaseModelSpec, Bottleneck, EmbeddingUpdate, KvPrefix, LowRankUpdate, LoweredAdapter, SiteVectors,
-    TokenId, TokenRows,
+    BaseModelSpec, Bottleneck, EmbeddingUpdate, KvPrefix, LowRankUpdate, LoweredAdapter,
+    SiteVectors, TokenId, TokenRows,
 };
 
 /// Lowers the bytes of `adapter_config.json` and `adapter_model.safetensors` for `base`. Both are

@@ -90,8 +90,7 @@ impl AdapterRegistry {
         name: &str,
         tenant: &Arc<str>,
     ) -> Result<AdapterLease, AdapterError> {
-        if Formula::of(name).is_some()
-            && self.first_existing(vec![name.to_owned()]).await.is_none()
+        if Formula::of(name).is_some() && self.first_existing(vec![name.to_owned()]).await.is_none()
         {
             let composition = self.read(name).await?;
             return self.resolve_composition(composition, tenant).await;

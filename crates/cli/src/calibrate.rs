@@ -217,8 +217,7 @@ impl Bench {
         let mut hash = [0xCA; 32];
         hash[..8].copy_from_slice(&number.to_le_bytes());
         Arc::make_mut(&mut packed.layout).content_hash = ContentHash(hash);
-        let adapter =
-            AdapterRef::new(AdapterId(u32::try_from(number)?), packed.content_hash);
+        let adapter = AdapterRef::new(AdapterId(u32::try_from(number)?), packed.content_hash);
         let chunks = block_ids(first_chunk, packed.num_chunks)?;
         let load = AdapterLoad { adapter: adapter.id, chunks: chunks.into() };
         let mut finished = Vec::new();

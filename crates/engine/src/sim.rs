@@ -147,7 +147,9 @@ impl SimExecutor {
             Some(num_top) => {
                 let last = end.min(seq.spec.prompt.len() - 1);
                 let num_virtual = seq.spec.adapter.map_or(0, |adapter| adapter.num_virtual_tokens);
-                (chunk.start.max(num_virtual)..last).map(|at| seq.logprobs(at, num_top, self.vocab_size)).collect()
+                (chunk.start.max(num_virtual)..last)
+                    .map(|at| seq.logprobs(at, num_top, self.vocab_size))
+                    .collect()
             }
             None => Vec::new(),
         };

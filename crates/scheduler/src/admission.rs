@@ -169,9 +169,8 @@ mod tests {
     #[test]
     fn virtual_tokens_count_and_the_refusal_says_so() {
         let stop = StopConditions { max_tokens: 1, ..StopConditions::default() };
-        let check = |given, num_virtual| {
-            check_fits(&LIMITS, PromptLength { given, num_virtual }, &stop, 0)
-        };
+        let check =
+            |given, num_virtual| check_fits(&LIMITS, PromptLength { given, num_virtual }, &stop, 0);
         assert_eq!(check(0, 3), Err(AddError::EmptyPrompt));
         assert_eq!(check(16, 4), Ok(()));
         let words = check(28, 4).unwrap_err().to_string();

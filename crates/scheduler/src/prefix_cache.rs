@@ -131,7 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn blocks_before_an_activation_are_those_of_the_base_and_later_ones_name_adapter_and_position() {
+    fn blocks_before_an_activation_are_those_of_the_base_and_later_ones_name_adapter_and_position()
+    {
         let hasher = PrefixHasher::new();
         let tokens: Vec<TokenId> = (0..16).collect();
         let hashes = |activation: Option<(u8, usize)>| {
@@ -146,7 +147,8 @@ mod tests {
         for (position, num_shared) in [(4, 1), (5, 1), (7, 1), (8, 2), (15, 3), (16, 4)] {
             let activated = hashes(Some((7, position)));
             assert_eq!(activated[..num_shared], base[..num_shared], "{position}");
-            let others = [base.clone(), hashes(Some((8, position))), hashes(Some((7, position ^ 1)))];
+            let others =
+                [base.clone(), hashes(Some((8, position))), hashes(Some((7, position ^ 1)))];
             for other in others {
                 for index in num_shared..4 {
                     assert_ne!(activated[index], other[index], "{position}, block {index}");

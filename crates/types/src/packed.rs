@@ -448,11 +448,7 @@ mod tests {
             b: tensor(rank, 40, 100 + layer as u8),
         });
         let low_rank = updates.collect();
-        LoweredAdapter {
-            content_hash: ContentHash([1; 32]),
-            low_rank,
-            ..LoweredAdapter::default()
-        }
+        LoweredAdapter { content_hash: ContentHash([1; 32]), low_rank, ..LoweredAdapter::default() }
     }
 
     fn unpacked(packed: &PackedAdapter, matrix: &PackedMatrix) -> Vec<u8> {

@@ -31,7 +31,8 @@ async fn an_activated_adapter_answers_as_peft_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_prefix_before_the_activation_is_shared_with_the_base_both_ways() {
     let server = tiny_server("tiny-llama", "activated", &[]);
-    let turn = |first: u32| -> Vec<u32> { (0..40).map(|i| 100 + (first * 11 + i * 7) % 150).collect() };
+    let turn =
+        |first: u32| -> Vec<u32> { (0..40).map(|i| 100 + (first * 11 + i * 7) % 150).collect() };
     let invoked = |first: u32| [turn(first), INVOCATION.to_vec(), vec![9, 8]].concat();
     // Blocks have sixteen tokens: two lie before the activation at 40.
     assert_eq!(cached_tokens(&server, "base", &turn(1)).await, 0);

@@ -94,7 +94,8 @@ fn ranks_add_up_and_the_update_is_the_scaled_sum_in_every_mix_of_types() {
 
 #[test]
 fn one_part_with_scale_one_is_the_same_adapter_byte_for_byte() {
-    let lowered = of_updates(vec![update(Q0, 3, 2.0, Dtype::I8, 1), update(O1, 7, 1.0, Dtype::F16, 2)]);
+    let lowered =
+        of_updates(vec![update(Q0, 3, 2.0, Dtype::I8, 1), update(O1, 7, 1.0, Dtype::F16, 2)]);
     let packed = pack(&lowered);
     let same = composed(&[(&lowered, 1.0)]).unwrap();
     assert_eq!(same.pages, packed.pages);
@@ -127,7 +128,8 @@ fn embeddings_add_up_and_differing_scales_move_into_b() {
         let (a, b) = (rows_of(packed, &update.a), rows_of(packed, &update.b));
         let rank = update.b.rows;
         let column = |n: usize| -> f64 {
-            let terms = (0..rank).map(|j| f64::from(a[token * rank + j]) * f64::from(b[j * 10 + n]));
+            let terms =
+                (0..rank).map(|j| f64::from(a[token * rank + j]) * f64::from(b[j * 10 + n]));
             f64::from(update.scale) * terms.sum::<f64>()
         };
         (0..10).map(column).collect()

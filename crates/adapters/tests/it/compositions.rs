@@ -83,7 +83,10 @@ async fn what_is_wrong_with_a_composition_is_said() {
         }
     }
     let message = error(&world, "b+2*c").await;
-    assert!(message.contains("has rank 68 at q_proj of layer 0, the sum of its parts"), "{message}");
+    assert!(
+        message.contains("has rank 68 at q_proj of layer 0, the sum of its parts"),
+        "{message}"
+    );
     assert!(message.contains("--max-lora-rank 64"), "{message}");
     world.audit().await;
 }

@@ -7,8 +7,10 @@ const INVOCATION: [TokenId; 2] = [1, 2];
 
 async fn activated(dir: &Path) -> (AdapterRegistry, AdapterLease) {
     let base = weft_testkit::tiny_llama_spec();
-    let registry =
-        AdapterRegistry::new(RegistryConfig { chunk_bytes: 4096, ..RegistryConfig::new(base.clone()) });
+    let registry = AdapterRegistry::new(RegistryConfig {
+        chunk_bytes: 4096,
+        ..RegistryConfig::new(base.clone())
+    });
     let registry = registry.unwrap();
     let invocation_tokens = Some(INVOCATION.to_vec());
     let adapter = RandomAdapter { invocation_tokens, ..RandomAdapter::of_rank(2, 7) };
@@ -24,7 +26,11 @@ fn invoking(seed: u32, len: usize) -> Vec<TokenId> {
     [prompt(seed, len), vec![INVOCATION[0], INVOCATION[1], 500]].concat()
 }
 
-async fn finished(engine: &EngineHandle, tokens: &[TokenId], lease: Option<&AdapterLease>) -> Answer {
+async fn finished(
+    engine: &EngineHandle,
+    tokens: &[TokenId],
+    lease: Option<&AdapterLease>,
+) -> Answer {
     answer(engine.submit(request(tokens, 3), lease.cloned()).unwrap()).await
 }
 
@@ -50,10 +56,8 @@ async fn tokens_after_the_invocation_are_the_adapters() {
     let (_registry, lease) = activated(dir.path()).await;
     let engine = engine(sim());
     let tokens = invoking(5, 20);
-    let adapter = AdapterRef {
-        active_from: 20,
-        ..AdapterRef::new(AdapterId(0), lease.content_hash())
-    };
+    let adapter =
+        AdapterRef { active_from: 20, ..AdapterRef::new(AdapterId(0), lease.content_hash()) };
     let request = request(&tokens, 3);
     let spec = |adapter| SequenceSpec {
         prompt: request.prompt.clone(),

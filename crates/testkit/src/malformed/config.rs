@@ -103,7 +103,11 @@ fn add_wrong_values(table: &mut Table) {
         ("alora_invocation_tokens", json!([]), &["alora_invocation_tokens", "empty"]),
         ("alora_invocation_tokens", json!([1, -2]), &["alora_invocation_tokens", "-2"]),
         ("alora_invocation_tokens", json!([1, "x"]), &["alora_invocation_tokens", "token"]),
-        ("alora_invocation_tokens", json!([4_000_000_000_u32]), &["alora_invocation_tokens", "4000000000"]),
+        (
+            "alora_invocation_tokens",
+            json!([4_000_000_000_u32]),
+            &["alora_invocation_tokens", "4000000000"],
+        ),
         ("arrow_config", json!({"top_k": 2}), &["arrow_config"]),
         ("target_parameters", json!(["experts.w"]), &["target_parameters"]),
         ("megatron_config", json!({"a": 1}), &["megatron_config"]),

@@ -39,7 +39,12 @@ pub(crate) async fn create(
 
     let params = &request.params;
     let shape = Shape {
-        envelope: Envelope::new("cmpl", &request_id, "text_completion", request.choice.model.into()),
+        envelope: Envelope::new(
+            "cmpl",
+            &request_id,
+            "text_completion",
+            request.choice.model.into(),
+        ),
         names: TokenNames::new(state.tokenizer().clone(), params.tokens),
         tokenizer: state.tokenizer().clone(),
         prompts,
@@ -72,8 +77,7 @@ async fn prepare(
     let (mut inputs, mut prompts) = (Vec::new(), Vec::new());
     for input in std::mem::take(&mut request.prompts) {
         let prompt = input.tokenize(state, add_special_tokens).await?;
-        let room =
-            prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, context, "prompt")?;
+        let room = prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, context, "prompt")?;
         inputs.extend(params.sequences(&prompt.tokens, room, tokenizer.eos_token_ids()));
         let tokens = prompt.tokens;
         let echoed = request.echo.then(|| match prompt.text {
