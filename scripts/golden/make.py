@@ -23,6 +23,7 @@ HERE = pathlib.Path(__file__).parent
 PARTS = {
     "models": "tiny_models",
     "adapters": "tiny_adapters",
+    "methods": "tiny_methods",
     "gguf": "gguf_files",
     "chat": "chat_templates",
 }

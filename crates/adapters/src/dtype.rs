@@ -131,13 +131,16 @@ fn quantize(tensor: &mut AdapterTensor) {
         }));
         scales.push(scale);
     }
+    if let Some(given) = &tensor.row_scales {
+        scales.iter_mut().zip(given).for_each(|(scale, given)| *scale *= given);
+    }
     tensor.dtype = Dtype::I8;
     tensor.data = data.into();
     tensor.row_scales = Some(scales.into());
 }
 
 /// The values of `bytes`, which are of a float type.
-fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
+pub(crate) fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
     values.clear();
     match dtype {
         Dtype::F32 => {

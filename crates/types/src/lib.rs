@@ -21,7 +21,7 @@ pub mod plan;
 pub mod request;
 
 pub use adapter::{
-    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
     LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};

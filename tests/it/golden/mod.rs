@@ -3,6 +3,7 @@
 mod adapters;
 mod demo_base;
 mod gguf;
+mod methods;
 mod models;
 mod tokenizer;
 
