@@ -86,11 +86,6 @@ METHODS = {
         "tiny-llama",
         LoHaConfig(**TASK, r=4, alpha=8, target_modules=LINEARS, rank_pattern={"q_proj": 2}),
     ),
-    "loha-abba": (
-        "LoHa with two ranks and two scales",
-        "tiny-llama",
-        LoHaConfig(**TASK, r=3, r2=2, alpha=2, target_modules=ATTENTION, init_weights="abba"),
-    ),
     "lokr": (
         "LoKr with one factor whole and one decomposed",
         "tiny-llama",

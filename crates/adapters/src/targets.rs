@@ -20,7 +20,6 @@ const MAX_BACKTRACKS: usize = 20_000;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Target {
     pub(crate) rank: usize,
-    pub(crate) alpha: f64,
     pub(crate) scale: f32,
 }
 
@@ -56,7 +55,7 @@ pub(crate) fn targets(
     let target = |((targeted, rank), alpha): ((bool, Option<usize>), Option<f64>)| {
         targeted.then(|| {
             let (rank, alpha) = (rank.unwrap_or(ranks_of.rank), alpha.unwrap_or(ranks_of.alpha));
-            Target { rank, alpha, scale: scale(rank, alpha, ranks_of.use_rslora) }
+            Target { rank, scale: scale(rank, alpha, ranks_of.use_rslora) }
         })
     };
     Ok(targeted.into_iter().zip(ranks).zip(alphas).map(target).collect())

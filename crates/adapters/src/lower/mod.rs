@@ -175,8 +175,8 @@ fn lower_modules(
             let lowering = ia3::Ia3::new(feedforward.as_ref(), selection, &modules)?;
             (Box::new(lowering), parse(IA3)?)
         }
-        Method::LoHa(config) => {
-            let lowering = loha::LoHa::new(config, selection, &modules, limits)?;
+        Method::LoHa(ranks) => {
+            let lowering = loha::LoHa::new(ranks, selection, &modules, limits)?;
             (Box::new(lowering), parse(LOHA)?)
         }
         Method::LoKr(ranks) => {

@@ -55,6 +55,11 @@ impl<'a> ModuleTensors<'a> {
         Ok(Self { by_module })
     }
 
+    /// Whether a part is left.
+    pub(crate) fn has(&self, module: &str, part: Part) -> bool {
+        self.by_module.contains_key(&(module.to_owned(), part))
+    }
+
     /// Takes a part that may be missing: of this shape, and finite.
     pub(crate) fn take(
         &mut self,

@@ -34,6 +34,8 @@ pub(super) struct TrainedRows {
 struct Rows {
     tokens: Vec<u32>,
     rows: AdapterTensor,
+    /// In the order of the file.
+    given: Vec<u64>,
     is_whole: bool,
 }
 
@@ -50,9 +52,12 @@ impl TrainedRows {
         let mut taken = Vec::new();
         for name in &config.modules_to_save {
             let module = end(name, "modules_to_save", modules)?;
-            let rows = take_whole(module, tensors)?;
-            taken.push(module.key.clone());
-            put(rows, module, &mut embedding, &mut head)?;
+            // Peft adds the full name of what it ties.
+            if !taken.contains(&module.key) {
+                let rows = take_whole(module, tensors)?;
+                taken.push(module.key.clone());
+                put(rows, module, &mut embedding, &mut head)?;
+            }
         }
         for (name, tokens) in &config.trained_tokens {
             let module = end(name, "trainable_token_indices", modules)?;
@@ -68,6 +73,7 @@ impl TrainedRows {
             && base.spec.tied_embeddings
             && (!rows.is_whole || config.ensure_weight_tying)
         {
+            check_tied_copy(rows, tensors, modules)?;
             put_once(rows.clone(), "lm_head, which is tied to embed_tokens,", &mut head)?;
         }
         let head = head.map(|rows| head_update(&rows, base, limits)).transpose()?.flatten();
@@ -115,6 +121,29 @@ fn end<'m>(name: &str, key: &str, modules: &'m [BaseModule]) -> Result<&'m BaseM
     })
 }
 
+/// What is tied is saved twice by some releases: it must be the same.
+fn check_tied_copy(
+    rows: &Rows,
+    tensors: &mut ModuleTensors<'_>,
+    modules: &[BaseModule],
+) -> Result<(), Refusal> {
+    let head = modules.iter().find(|module| module.place == Place::Linear(Site::LmHead));
+    let Some(head) = head else { return Ok(()) };
+    let copy = match rows.is_whole {
+        true if tensors.has(&head.key, Part::Weight) => Some(take_whole(head, tensors)?),
+        false if tensors.has(&head.key, Part::TokenRows) => {
+            Some(take_tokens(head, &rows.given, tensors)?)
+        }
+        _ => None,
+    };
+    match copy {
+        Some(copy) if copy.rows != rows.rows => Err(Refusal::new(
+            "holds other rows for lm_head than for embed_tokens, but they are tied",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn put(
     rows: Rows,
     module: &BaseModule,
@@ -157,7 +186,7 @@ fn take_whole(
     let why = "a module is served in the size of this base only (resized embeddings are not): ";
     let tensor = tensors.require(&module.key, Part::Weight, &[vocab, hidden], why.trim_end())?;
     let tokens = (0..vocab as u32).collect();
-    Ok(Rows { tokens, rows: copied(&tensor), is_whole: true })
+    Ok(Rows { tokens, rows: copied(&tensor), given: Vec::new(), is_whole: true })
 }
 
 fn take_tokens(
@@ -192,7 +221,8 @@ fn take_tokens(
     let data: Vec<u8> = rows.flatten().copied().collect();
     let (dtype, rows, cols) = (tensor.dtype, tokens.len(), hidden);
     let rows = AdapterTensor { dtype, rows, cols, data: data.into(), row_scales: None };
-    Ok(Rows { tokens: order.into_iter().map(|(id, _)| id).collect(), rows, is_whole: false })
+    let ids = order.into_iter().map(|(id, _)| id).collect();
+    Ok(Rows { tokens: ids, rows, given: tokens.to_vec(), is_whole: false })
 }
 
 fn vocab_and_hidden(module: &BaseModule) -> (usize, usize) {

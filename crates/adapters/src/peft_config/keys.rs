@@ -186,16 +186,7 @@ const LYCORIS: Keys = Keys {
     off: &[],
 };
 
-/// `init_weights` decides together with `use_khatri_rao` on the scale.
-const LOHA: Keys = Keys {
-    read: &[
-        ("init_weights", &[Bool, Text]),
-        ("r2", &[Number]),
-        ("use_khatri_rao", &[Bool, Text]),
-    ],
-    harmless: &[],
-    off: &[],
-};
+const LOHA: Keys = Keys { read: &[], harmless: &[("init_weights", &[Bool])], off: &[] };
 
 /// The shapes of the tensors say how a matrix was decomposed.
 const LOKR: Keys = Keys {

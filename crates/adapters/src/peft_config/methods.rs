@@ -36,11 +36,12 @@ const SERVED: [(&str, Served); 10] = [
 
 const ROTATES: &str = "rotates the base's weights, which no update of low rank does";
 const DENSE: &str = "changes whole weight matrices, which no update of low rank does";
+const DECOMPOSES: &str = "is relative to a singular value decomposition of the base";
 const DRAWN: &str = "draws its matrices from a random stream that this server does not reproduce";
 
 /// The others, each with the reason.
-const REFUSED: [(&str, &str); 33] = [
-    ("ADAMSS", "splits weights into subspaces by a decomposition of the base"),
+const REFUSED: [(&str, &str); 35] = [
+    ("ADAMSS", DECOMPOSES),
     ("ADAPTION_PROMPT", "adds gated attention to prompts in each layer"),
     ("BEFT", "trains biases where this base may have none"),
     ("BOFT", ROTATES),
@@ -49,7 +50,7 @@ const REFUSED: [(&str, &str); 33] = [
     ("CARTRIDGE", "keeps keys and values in a form of its own"),
     ("CPT", "mixes trained tokens into tokens of the prompt"),
     ("DEFT", DENSE),
-    ("DELORA", "normalizes its matrices in training and at rest"),
+    ("DELORA", "scales each rank by lengths of the base's weights"),
     ("FOURIERFT", DENSE),
     ("FROD", DENSE),
     ("GLORA", "changes weights and biases by products with the base"),
@@ -61,15 +62,17 @@ const REFUSED: [(&str, &str); 33] = [
     ("MISS", DENSE),
     ("MULTITASK_PROMPT_TUNING", "needs a task with each request"),
     ("OFT", ROTATES),
-    ("OSF", DENSE),
+    ("OSF", DECOMPOSES),
     ("PEANUT", "changes weights by a network of the base's weights"),
     ("POLY", "needs a task with each request"),
-    ("PSOFT", ROTATES),
+    ("PSOFT", DECOMPOSES),
     ("PVERA", DRAWN),
     ("RANDLORA", DRAWN),
     ("ROAD", "rotates the outputs of linears"),
+    ("SHADOW", "runs a network of its own beside the base"),
     ("SHIRA", "changes single weights all over a matrix"),
-    ("TINYLORA", DRAWN),
+    ("SUPERTUNING", "changes single weights all over a matrix"),
+    ("TINYLORA", DECOMPOSES),
     ("UNILORA", DRAWN),
     ("VBLORA", "mixes its matrices from a bank of vectors"),
     ("WAVEFT", DENSE),

@@ -42,7 +42,7 @@ pub(crate) enum Method {
     Ia3 {
         feedforward: Option<ModuleNames>,
     },
-    LoHa(LoHaConfig),
+    LoHa(Ranks),
     LoKr(Ranks),
     /// Embeddings before the prompt: prompt tuning and P-tuning.
     Prompt(VirtualTokens),
@@ -76,15 +76,6 @@ pub(crate) struct VeraConfig {
     /// What A and B are drawn from, unless they are saved.
     pub(crate) seed: u64,
     pub(crate) has_projection: bool,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct LoHaConfig {
-    pub(crate) ranks: Ranks,
-    /// Of the second pair of matrices; `None` is that of the first.
-    pub(crate) second_rank: Option<usize>,
-    /// Both pairs are scaled by alpha / sqrt(rank), as in ABBA.
-    pub(crate) is_scaled_twice: bool,
 }
 
 /// Tokens before the prompt.
@@ -165,7 +156,7 @@ impl PeftConfig {
             }
             Served::LoHa => {
                 check_keys(object, of_method::LOHA)?;
-                config.method = Method::LoHa(loha(object)?);
+                config.method = Method::LoHa(ranks(object, "alpha")?);
                 config.selection = selection(object)?;
             }
             Served::LoKr => {
@@ -321,27 +312,6 @@ fn ranks(object: &Map<String, Value>, alpha_key: &str) -> Result<Ranks, Refusal>
         rank_pattern: pattern(object, "rank_pattern", rank_of)?,
         alpha_pattern: pattern(object, "alpha_pattern", alpha_of)?,
     })
-}
-
-fn loha(object: &Map<String, Value>) -> Result<LoHaConfig, Refusal> {
-    let second_rank = match object.get("r2") {
-        None | Some(Value::Null) => None,
-        Some(rank) => Some(rank_of("r2", rank)?),
-    };
-    let init = object.get("init_weights").and_then(Value::as_str);
-    let is_abba = init.is_some_and(|init| init.eq_ignore_ascii_case("abba"));
-    let is_scaled_twice = match object.get("use_khatri_rao") {
-        Some(Value::Bool(given)) => *given,
-        Some(Value::String(word)) if word != "auto" => {
-            return refuse(format!(
-                "sets use_khatri_rao to {} in adapter_config.json; it must be true, false or \
-                 \"auto\"",
-                Quoted(word)
-            ));
-        }
-        _ => is_abba,
-    };
-    Ok(LoHaConfig { ranks: ranks(object, "alpha")?, second_rank, is_scaled_twice })
 }
 
 fn virtual_tokens(object: &Map<String, Value>) -> Result<VirtualTokens, Refusal> {

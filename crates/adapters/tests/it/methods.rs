@@ -119,7 +119,7 @@ fn refusal_at(name: &str, max_lora_rank: usize) -> String {
 #[test]
 fn ranks_that_a_method_grows_to_are_named_with_the_flag() {
     for (name, max, words) in [
-        ("loha", 15, "rank 16, the product of LoHa's ranks 4 and 4"),
+        ("loha", 15, "rank 16, the square of LoHa's rank 4"),
         ("lokr", 15, "the product of the ranks"),
         ("saved-both", 63, "rank 64 where lm_head was trained"),
         ("vera", 15, "rank 16"),
@@ -168,7 +168,7 @@ fn configurations_that_contradict_their_tensors_are_refused_by_key_or_tensor() {
         ("vera-drawn", |c| drop(c.insert("save_projection".into(), true.into())), &["vera_A"]),
         ("vera", |c| drop(c.insert("bias".into(), "all".into())), &["biases", "VeRA"]),
         ("ia3", |c| drop(c.insert("feedforward_modules".into(), Value::Null)), &["ia3_l", "shape"]),
-        ("loha", |c| drop(c.insert("r2".into(), 3.into())), &["hada_w2", "shape"]),
+        ("loha", |c| drop(c.insert("r".into(), 3.into())), &["hada_w1", "shape"]),
         ("lokr", |c| drop(c.insert("r".into(), 3.into())), &["lokr", "rank 3"]),
         ("prompt-tuning", |c| drop(c.insert("num_virtual_tokens".into(), 4.into())), &["shape"]),
         ("prompt-tuning", |c| drop(c.insert("token_dim".into(), 4.into())), &["token_dim 4"]),
