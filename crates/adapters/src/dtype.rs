@@ -5,9 +5,7 @@ use crate::error::Refusal;
 use crate::lower::Update;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use weft_types::{
-    AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, LowRankUpdate, Module, Site,
-};
+use weft_types::{AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, LowRankUpdate, Module, Site};
 
 /// What adapters' weights are converted to when they are loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -3,8 +3,8 @@
 //! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
 //! wait for each other in a circle.
 
-use crate::buffers::Buffers;
 use crate::base_weights::ForBase;
+use crate::buffers::Buffers;
 use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::dtype::convert;

@@ -138,10 +138,7 @@ fn known_model(
     None
 }
 
-fn model(
-    path: &Path,
-    findings: &mut Findings,
-) -> Option<(BaseModelSpec, Arc<dyn BaseWeights>)> {
+fn model(path: &Path, findings: &mut Findings) -> Option<(BaseModelSpec, Arc<dyn BaseWeights>)> {
     match text_side::load(path) {
         Ok(text) if text.template.is_some() => {
             let size = text.tokenizer.vocab_size();

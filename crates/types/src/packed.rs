@@ -6,8 +6,8 @@
 //! less than a row a page.
 
 use crate::adapter::{
-    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
-    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix,
+    LowRankUpdate, LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 use crate::id::ContentHash;
 use std::collections::HashMap;
@@ -435,7 +435,8 @@ impl Pages {
     /// Whether a packed matrix has these bytes.
     fn holds(&self, packed: &PackedMatrix, mut data: &[u8]) -> bool {
         packed.runs.iter().enumerate().all(|(index, run)| {
-            let next = packed.runs.get(index + 1).map_or(packed.rows, |next| next.first_row as usize);
+            let next =
+                packed.runs.get(index + 1).map_or(packed.rows, |next| next.first_row as usize);
             let len = (next - run.first_row as usize) * packed.row_bytes();
             let (here, rest) = data.split_at(len);
             data = rest;
@@ -461,11 +462,7 @@ mod tests {
             b: tensor(rank, 40, 100 + layer as u8),
         });
         let low_rank = updates.collect();
-        LoweredAdapter {
-            content_hash: ContentHash([1; 32]),
-            low_rank,
-            ..LoweredAdapter::default()
-        }
+        LoweredAdapter { content_hash: ContentHash([1; 32]), low_rank, ..LoweredAdapter::default() }
     }
 
     fn unpacked(packed: &PackedAdapter, matrix: &PackedMatrix) -> Vec<u8> {

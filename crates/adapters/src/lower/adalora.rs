@@ -83,7 +83,8 @@ impl Lowering for AdaLora<'_> {
         if kept.is_empty() {
             return Ok(update);
         }
-        let row = |&j: &usize| a[j * shape.num_inputs..][..shape.num_inputs].iter().map(move |a| (j, a));
+        let row =
+            |&j: &usize| a[j * shape.num_inputs..][..shape.num_inputs].iter().map(move |a| (j, a));
         let scaled: Vec<f32> = kept.iter().flat_map(row).map(|(j, a)| a * e[j]).collect();
         let column = |&j: &usize| b.iter().skip(j).step_by(rank).copied();
         let turned: Vec<f32> = kept.iter().flat_map(column).collect();

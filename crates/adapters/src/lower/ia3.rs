@@ -29,10 +29,7 @@ impl Ia3 {
 }
 
 /// As PEFT has it: a name is any ending of a module's name, a pattern its whole.
-fn feedforward_modules(
-    names: &ModuleNames,
-    modules: &[BaseModule],
-) -> Result<Vec<bool>, Refusal> {
+fn feedforward_modules(names: &ModuleNames, modules: &[BaseModule]) -> Result<Vec<bool>, Refusal> {
     let key = "feedforward_modules";
     match names {
         ModuleNames::List(names) => {

@@ -50,7 +50,8 @@ impl Lowering for LoKr<'_> {
         let second = take_factor(tensors, module, Part::Second, target.rank)?;
         let (num_inputs, num_outputs) = (module.shape.num_inputs, module.shape.num_outputs);
         let fits = |one: usize, other: usize, whole| one.checked_mul(other) == Some(whole);
-        if !fits(first.rows, second.rows, num_outputs) || !fits(first.cols, second.cols, num_inputs) {
+        if !fits(first.rows, second.rows, num_outputs) || !fits(first.cols, second.cols, num_inputs)
+        {
             return Err(Refusal::new(format!(
                 "holds factors [{}, {}] and [{}, {}] for {}, whose product is not of shape \
                  [{num_outputs}, {num_inputs}]",

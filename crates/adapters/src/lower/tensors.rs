@@ -154,7 +154,9 @@ impl<'a> ModuleTensors<'a> {
                 "holds tensor {name}, but adapter_config.json trains no biases (bias is \"none\")"
             ),
             Part::Magnitude => {
-                format!("holds tensor {name} of DoRA, but adapter_config.json does not set use_dora")
+                format!(
+                    "holds tensor {name} of DoRA, but adapter_config.json does not set use_dora"
+                )
             }
             Part::BBias => {
                 format!("holds tensor {name}, but biases are read where lora_bias is set only")

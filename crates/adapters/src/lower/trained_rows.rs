@@ -178,10 +178,7 @@ fn check_tying(config: &PeftConfig) -> Result<(), Refusal> {
     }
 }
 
-fn take_whole(
-    module: &BaseModule,
-    tensors: &mut ModuleTensors<'_>,
-) -> Result<Rows, Refusal> {
+fn take_whole(module: &BaseModule, tensors: &mut ModuleTensors<'_>) -> Result<Rows, Refusal> {
     let (vocab, hidden) = vocab_and_hidden(module);
     let why = "a module is served in the size of this base only (resized embeddings are not): ";
     let tensor = tensors.require(&module.key, Part::Weight, &[vocab, hidden], why.trim_end())?;

@@ -3,7 +3,9 @@
 //! outputs. λ_d scales the ranks of A, which stays the same bytes for all modules of a width; λ_b is
 //! folded into B.
 
-use super::{LowRank, Lowering, ModuleTensors, ModuleUpdate, check_rank, linear_site, torch_random};
+use super::{
+    LowRank, Lowering, ModuleTensors, ModuleUpdate, check_rank, linear_site, torch_random,
+};
 use crate::error::Refusal;
 use crate::matrix::{computed, values};
 use crate::modules::BaseModule;

@@ -118,11 +118,7 @@ const LORA: Keys = Keys {
         ("qalora_group_size", &[Number]),
     ],
     off: &[
-        (
-            "alora_invocation_tokens",
-            &[List],
-            "adapters that begin in mid-prompt are not supported",
-        ),
+        ("alora_invocation_tokens", &[List], "adapters that begin in mid-prompt are not supported"),
         ("arrow_config", &[Object], "routing between adapters is not supported"),
         ("enable_lora", &[List], "merged linears are not supported"),
         ("kasa_config", &[Object], "KaSA is not supported"),
@@ -161,11 +157,7 @@ const VERA: Keys = Keys {
         ("projection_prng_key", &[Number]),
         ("save_projection", &[Bool]),
     ],
-    harmless: &[
-        ("d_initial", &[Number]),
-        ("init_weights", &[Bool]),
-        ("vera_dropout", &[Number]),
-    ],
+    harmless: &[("d_initial", &[Number]), ("init_weights", &[Bool]), ("vera_dropout", &[Number])],
     off: &[],
 };
 
@@ -246,10 +238,7 @@ const PREFIX_TUNING: Keys = Keys {
 };
 
 const TRAINABLE_TOKENS: Keys = Keys {
-    read: &[
-        ("target_modules", &[List, Text]),
-        ("token_indices", &[List]),
-    ],
+    read: &[("target_modules", &[List, Text]), ("token_indices", &[List])],
     harmless: &[("init_weights", &[Bool])],
     off: &[],
 };

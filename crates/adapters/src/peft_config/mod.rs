@@ -261,8 +261,7 @@ impl PeftConfig {
         let Some(tokens) = numbers(object, "token_indices", "token")? else {
             return refuse("names no token_indices in adapter_config.json".to_owned());
         };
-        self.trained_tokens =
-            modules.into_iter().map(|module| (module, tokens.clone())).collect();
+        self.trained_tokens = modules.into_iter().map(|module| (module, tokens.clone())).collect();
         Ok(())
     }
 }

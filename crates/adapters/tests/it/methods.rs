@@ -23,7 +23,8 @@ fn load(name: &str) -> (Reference, LoweredAdapter) {
 /// Root mean square of the difference over that of the wanted values.
 fn relative_error(got: &[f64], want: &[f32]) -> f64 {
     assert_eq!(got.len(), want.len());
-    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
+    let square =
+        |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>();
     let error = square(&mut got.iter().zip(want).map(|(got, want)| got - f64::from(*want)));
     (error / square(&mut want.iter().map(|want| f64::from(*want)))).sqrt()
 }
@@ -100,7 +101,8 @@ fn the_shared_matrix_of_vera_is_the_same_bytes_in_all_modules_of_a_width() {
 
 #[test]
 fn trained_tokens_cost_the_head_as_many_ranks_as_there_are() {
-    for (name, rank) in [("trained-tokens", 4), ("trained-tokens-both", 2), ("trainable-tokens", 4)] {
+    for (name, rank) in [("trained-tokens", 4), ("trained-tokens-both", 2), ("trainable-tokens", 4)]
+    {
         let (_, lowered) = load(name);
         assert_eq!(lowered.at(Site::LmHead).map(|update| update.rank()), Some(rank), "{name}");
         assert_eq!(lowered.token_rows.unwrap().tokens[..], [7, 12, 41, 300], "{name}");
@@ -136,7 +138,8 @@ fn with_config(name: &str, edit: impl FnOnce(&mut serde_json::Map<String, Value>
     let dir = golden("methods").join(name);
     let base = Reference::open(&base_of(&dir.join("golden.safetensors")));
     let read = |file: &str| std::fs::read(dir.join(file)).ok();
-    let tensors = read("adapter_model.safetensors").or_else(|| read("adapter.safetensors")).unwrap();
+    let tensors =
+        read("adapter_model.safetensors").or_else(|| read("adapter.safetensors")).unwrap();
     let Value::Object(mut config) =
         serde_json::from_slice(&read("adapter_config.json").unwrap()).unwrap()
     else {
@@ -160,7 +163,11 @@ fn configurations_that_contradict_their_tensors_are_refused_by_key_or_tensor() {
     let cases: &[(&str, Edit, &[&str])] = &[
         ("dora", |c| drop(c.insert("use_dora".into(), false.into())), &["DoRA", "use_dora"]),
         ("lora-bias", |c| drop(c.insert("lora_bias".into(), false.into())), &["lora_bias"]),
-        ("lora-bias", |c| drop(c.insert("use_dora".into(), true.into())), &["use_dora", "lora_bias"]),
+        (
+            "lora-bias",
+            |c| drop(c.insert("use_dora".into(), true.into())),
+            &["use_dora", "lora_bias"],
+        ),
         ("bias-all", |c| drop(c.insert("bias".into(), "none".into())), &["biases", "none"]),
         ("adalora", |c| drop(c.insert("init_r".into(), 5.into())), &["loads"]),
         ("adalora", |c| drop(c.remove("rank_pattern")), &["shape", "init_r"]),
@@ -220,7 +227,11 @@ fn configurations_that_contradict_their_tensors_are_refused_by_key_or_tensor() {
         ("houlsby", |c| hub(c, "new_key", 1.into()), &["new_key", "does not know"]),
         ("houlsby", |c| hub(c, "architecture", "lora".into()), &["architecture", "lora"]),
         ("pfeiffer", |c| hub(c, "residual_before_ln", false.into()), &["residual_before_ln"]),
-        ("pfeiffer", |c| drop(c.insert("model_type".into(), "bert".into())), &["model_type", "bert"]),
+        (
+            "pfeiffer",
+            |c| drop(c.insert("model_type".into(), "bert".into())),
+            &["model_type", "bert"],
+        ),
     ];
     let mut wrong = Vec::new();
     for (name, edit, words) in cases {
@@ -265,8 +276,16 @@ fn every_method_of_peft_is_served_or_refused_with_its_reason() {
     }
     println!("{} served: {served:?}\n{} refused: {refused:?}", served.len(), refused.len());
     let expected = [
-        "ADALORA", "IA3", "LOHA", "LOKR", "LORA", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING",
-        "TRAINABLE_TOKENS", "VERA",
+        "ADALORA",
+        "IA3",
+        "LOHA",
+        "LOKR",
+        "LORA",
+        "PREFIX_TUNING",
+        "PROMPT_TUNING",
+        "P_TUNING",
+        "TRAINABLE_TOKENS",
+        "VERA",
     ];
     assert_eq!(served, expected);
 }
@@ -275,7 +294,8 @@ fn every_method_of_peft_is_served_or_refused_with_its_reason() {
 fn pickles_of_adapterhub_are_refused_with_the_call_that_converts_them() {
     let dir = tempfile::tempdir().unwrap();
     let houlsby = golden("methods/houlsby");
-    std::fs::copy(houlsby.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
+    std::fs::copy(houlsby.join("adapter_config.json"), dir.path().join("adapter_config.json"))
+        .unwrap();
     std::fs::write(dir.path().join("pytorch_adapter.bin"), b"\x80\x02").unwrap();
     let load = |dir: &Path| load_peft_dir(dir, &tiny_llama_spec(), &LIMITS).map(drop);
     let error = load(dir.path()).unwrap_err().to_string();

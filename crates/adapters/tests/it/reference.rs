@@ -30,7 +30,8 @@ impl Reference {
         let config: Value = serde_json::from_slice(&config).unwrap();
         let weights = GoldenFile::open(&dir.join("model.safetensors")).unwrap();
         let number = |key: &str| config[key].as_u64().map(|value| value as usize);
-        let (hidden, heads) = (number("hidden_size").unwrap(), number("num_attention_heads").unwrap());
+        let (hidden, heads) =
+            (number("hidden_size").unwrap(), number("num_attention_heads").unwrap());
         let spec = BaseModelSpec {
             num_layers: number("num_hidden_layers").unwrap(),
             hidden_size: hidden,
@@ -51,7 +52,9 @@ impl Reference {
 
     fn weight_at(&self, site: Site) -> &GoldenTensor<f32> {
         match site {
-            Site::LmHead if self.spec.tied_embeddings => self.weights.f32("model.embed_tokens.weight"),
+            Site::LmHead if self.spec.tied_embeddings => {
+                self.weights.f32("model.embed_tokens.weight")
+            }
             site => self.weights.f32(&format!("{}.weight", key(site))),
         }
     }
@@ -208,7 +211,8 @@ impl Reference {
                 let x = self.norm(&format!("model.layers.{layer}.post_attention_layernorm"), h);
                 let gate = self.linear(adapter, site(Module::Gate), &x);
                 let up = self.linear(adapter, site(Module::Up), &x);
-                let inner = gate.iter().zip(up).map(|(gate, up)| activate(Activation::Silu, *gate) * up);
+                let inner =
+                    gate.iter().zip(up).map(|(gate, up)| activate(Activation::Silu, *gate) * up);
                 self.accumulate(adapter, site(Module::Down), &inner.collect::<Vec<_>>(), h);
             }
         }
@@ -217,9 +221,16 @@ impl Reference {
         normed.flat_map(|x| self.linear(adapter, Site::LmHead, &x)).collect()
     }
 
-    fn attend(&self, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>], position: usize) -> Vec<f64> {
+    fn attend(
+        &self,
+        q: &[f64],
+        keys: &[Vec<f64>],
+        values: &[Vec<f64>],
+        position: usize,
+    ) -> Vec<f64> {
         let (spec, head_dim) = (&self.spec, self.spec.head_dim);
-        let window = self.config["sliding_window"].as_u64().map_or(usize::MAX, |width| width as usize);
+        let window =
+            self.config["sliding_window"].as_u64().map_or(usize::MAX, |width| width as usize);
         let first = (position + 1).saturating_sub(window);
         let group = spec.num_heads / spec.num_kv_heads;
         let mut attended = Vec::with_capacity(q.len());
@@ -234,7 +245,8 @@ impl Reference {
             let scores: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
             let sum: f64 = scores.iter().sum();
             for i in of_head {
-                let weighted = scores.iter().zip(&values[first..]).map(|(score, value)| score * value[i]);
+                let weighted =
+                    scores.iter().zip(&values[first..]).map(|(score, value)| score * value[i]);
                 attended.push(weighted.sum::<f64>() / sum);
             }
         }

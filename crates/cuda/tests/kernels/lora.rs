@@ -374,8 +374,11 @@ fn the_embedding_gets_its_update() {
         let b = tensor(&mut rng, DTYPES[index + 1], [rank, HIDDEN]);
         let embedding = Some(EmbeddingUpdate { scale: 0.7, a, b });
         let (content_hash, low_rank) = (ContentHash([0; 32]), Vec::new());
-        let adapter =
-            Adapter::load(&gpu, 400, LoweredAdapter { content_hash, low_rank, embedding, ..LoweredAdapter::default() });
+        let adapter = Adapter::load(
+            &gpu,
+            400,
+            LoweredAdapter { content_hash, low_rank, embedding, ..LoweredAdapter::default() },
+        );
         let segments: Segments = vec![(1, None), (9, Some(0)), (1, None), (18, Some(0))];
         let list = work(std::slice::from_ref(&adapter), &segments);
         let owners = owners(&segments);
