@@ -13,6 +13,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+mod cpu_project;
 pub mod cuda;
 pub mod decoder;
 pub mod device;
