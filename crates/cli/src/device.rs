@@ -120,6 +120,14 @@ impl BuiltExecutor {
     }
 }
 
+/// The shapes of the model at `path`. Loads it to find them.
+///
+/// # Errors
+/// A sentence about the model.
+pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
+    Ok(read_base(path)?.0)
+}
+
 /// The shapes and weights of the model at `path`, as the checkpoint has them.
 ///
 /// # Errors

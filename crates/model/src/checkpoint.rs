@@ -1,11 +1,11 @@
-//! A checkpoint that stays open: single linears, packed as [`LoadedModel`] has them, for whoever needs one
+//! A checkpoint that stays open: single linears, packed as [`crate::LoadedModel`] has them, for whoever needs one
 //! after the weights have gone to a device. Pages of its files are the system's to keep or drop.
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::gguf_source::GgufSource;
 use crate::hf_source::HfSource;
-use crate::load::{LoadedModel, Quantize, WeightSource};
+use crate::load::{Quantize, WeightSource};
 use crate::weights::{LinearWeights, ModelWeights};
 use std::path::Path;
 use weft_kernels::PackedLinear;
@@ -32,10 +32,10 @@ impl std::fmt::Debug for Source {
 }
 
 impl Checkpoint {
-    /// Opens what [`LoadedModel::load`] loads.
+    /// Opens what [`crate::LoadedModel::load`] loads.
     ///
     /// # Errors
-    /// Those of [`LoadedModel::load`], as far as opening finds them.
+    /// Those of [`crate::LoadedModel::load`], as far as opening finds them.
     pub fn open(path: &Path, quantize: Quantize) -> Result<Self, ModelError> {
         let source = if path.is_dir() {
             Source::HuggingFace(HfSource::open(path, quantize)?)
