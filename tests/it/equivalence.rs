@@ -106,7 +106,7 @@ fn gains_shifts_and_embeddings_of_tokens_equal_merged_weights() {
         // The head has no bias that a shift could be merged into, and may be the embedding.
         adapter.vectors.retain(|vectors| vectors.site != Site::LmHead);
         let mut merged = merge(&model, &adapter);
-        let mut weights = ModelWeights::clone(&merged.weights);
+        let mut weights = Arc::into_inner(merged.weights).unwrap();
         let table = &model.weights.embedding;
         weights.lm_head = weights.lm_head.or_else(|| Some(table.clone()));
         let mut packer = Packer::new(table.format(), table.num_outputs(), table.num_inputs());
