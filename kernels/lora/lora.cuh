@@ -5,6 +5,7 @@
 #include "../common/cuda.cuh"
 
 enum class Dtype : uint32_t { kF32, kF16, kBf16, kI8 };
+enum class Activation : uint32_t { kRelu, kGelu, kGeluTanh, kSilu, kTanh, kIdentity };
 
 // Rows first_row .. end_row of a matrix, one after the other.
 struct RowRun {
@@ -22,17 +23,30 @@ struct LoraMatrix {
     uint32_t num_runs;
 };
 
-// y[t,:] += sum_j scales[j] * (x[t,:] . A[j,:]) * B[j,:]    A:[rank,K]  B:[rank,N]
+// What an adapter does at a linear:
+//
+//   y[t,:] = gain_out * (W (gain_in * x[t,:]) + sum_j scales[j] * (x[t,:] . A[j,:]) * B[j,:]) + shift
+//
+// A:[rank,K]  B:[rank,N]. Or behind one, in a record of its own, where x is y:
+//
+//   y[t,:] += sum_j act(scales[j] * (y[t,:] . A[j,:]) + h_bias[j]) * h_scales[j] * B[j,:] + shift
+//
+// 128 bytes, all zeros where it does nothing.
 struct LoraSite {
     LoraMatrix a;
     LoraMatrix b;
     const float *scales;    // null: all are `scale`
     const float *gain_in;   // [K] or null
     const float *gain_out;  // [N] or null
+    const float *shift;     // [N] or null
+    const float *h_bias;    // [rank], of bottlenecks
+    const float *h_scales;  // [rank], of bottlenecks; null: all are 1
     float scale;
     uint32_t rank;  // exact; 0: no update
     Dtype a_dtype;
     Dtype b_dtype;
+    Activation activation;
+    uint32_t num_tokens;  // rows of A of the embedding's update
     uint32_t pad[2];
 };
 

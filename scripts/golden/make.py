@@ -25,6 +25,7 @@ PARTS = {
     "adapters": "tiny_adapters",
     "activated": "tiny_activated",
     "compositions": "tiny_compositions",
+    "methods": "tiny_methods",
     "gguf": "gguf_files",
     "chat": "chat_templates",
 }

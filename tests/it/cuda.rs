@@ -1,6 +1,6 @@
 //! The CUDA device, on the emulated driver: the same scheduler, decoder and pool give the CPU's tokens.
 
-use crate::support::adapters::random_adapter;
+use crate::support::adapters::{NUM_VIRTUAL, random_adapter, versatile_adapter};
 use crate::support::golden;
 use crate::support::scheduling::{Answer, Request, Setup, run, run_on, runner_config};
 use std::path::Path;
@@ -9,7 +9,7 @@ use weft_cuda::{EmulatedDriver, Gpu, HalfType, Order};
 use weft_model::cuda::CudaModel;
 use weft_model::{LoadOptions, LoadedModel};
 use weft_runner::CudaExecutor;
-use weft_types::SamplingParams;
+use weft_types::{LoweredAdapter, SamplingParams, Site};
 
 /// Of log probabilities.
 const TOLERANCE: f32 = 0.02;
@@ -126,4 +126,45 @@ fn a_memory_that_is_too_small_changes_no_token() {
     let (got, num_preemptions) = run_on_gpu(&model, tight, &requests);
     assert!(num_preemptions > 0, "the memory was not too small");
     assert!(assert_agree(&got, &want, "tight") <= 1);
+}
+
+#[test]
+fn adapters_of_every_primitive_answer_as_on_the_cpu() {
+    for path in ["models/tiny-llama", "models/tiny-qwen2", "gguf/tiny-mixed.gguf"] {
+        let model = model(path);
+        let vocab = model.spec().vocab_size as u32;
+        let mut requests = requests(&model, &[1, 3, 8], &greedy());
+        for (i, request) in requests.iter_mut().enumerate().filter(|(i, _)| i % 4 > 1) {
+            request.adapter = Some(versatile_adapter(model.spec(), [1, 3, 8][i % 3], i as u64));
+            let virtual_tokens = vocab..vocab + NUM_VIRTUAL as u32;
+            request.prompt = virtual_tokens.chain(request.prompt.iter().copied()).collect();
+        }
+        let (want, _) = run(&model, Setup::default(), &requests);
+        let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
+        let num_ties = assert_agree(&got, &want, path);
+        assert!(num_ties <= 1, "{path}: {num_ties} of 12 answers differ");
+    }
+}
+
+#[test]
+fn steps_with_gains_are_recorded_and_replayed() {
+    // Nothing but gains, shifts and bottlenecks: no embeddings or heads that keep steps from graphs.
+    let model = model("models/tiny-llama");
+    let mut requests = requests(&model, &[3], &greedy());
+    for (i, request) in requests.iter_mut().enumerate() {
+        let mut adapter = LoweredAdapter::clone(&versatile_adapter(model.spec(), 3, i as u64 % 2));
+        adapter.token_rows = None;
+        adapter.kv_prefix = None;
+        adapter.vectors.retain(|vectors| vectors.site != Site::LmHead);
+        if i % 3 == 0 {
+            adapter.low_rank.clear();
+            adapter.bottlenecks.clear();
+            adapter.content_hash.0[30] = 1;
+        }
+        request.adapter = Some(Arc::new(adapter));
+        request.max_tokens = 12;
+    }
+    let (want, _) = run(&model, Setup::default(), &requests);
+    let (got, _) = run_on_gpu(&model, Setup::default(), &requests);
+    assert!(assert_agree(&got, &want, "gains") <= 1);
 }

@@ -1,13 +1,13 @@
 //! A request's tokens and log probabilities have the same bits alone, among strangers, chunked,
 //! cached, preempted, and on any number of threads.
 
-use crate::support::adapters::random_adapter;
+use crate::support::adapters::{NUM_VIRTUAL, random_adapter, versatile_adapter};
 use crate::support::golden;
 use crate::support::scheduling::{Answer, Request, Setup, run};
 use std::path::Path;
 use std::sync::Arc;
 use weft_model::{LoadOptions, LoadedModel};
-use weft_types::SamplingParams;
+use weft_types::{LoweredAdapter, SamplingParams};
 
 /// Every weight format between them: all of GGUF's, and single precision.
 fn models() -> Vec<LoadedModel> {
@@ -169,5 +169,79 @@ fn preemption_does_not_change_a_bit() {
             assert!(num_preemptions > 0, "the pool is small enough to preempt");
             assert_same(&got, &want);
         }
+    }
+}
+
+/// Twelve requests: of adapters with every primitive, whose prompts begin with virtual tokens, of plain
+/// ones, and of the base.
+fn versatile_strangers(model: &LoadedModel) -> Vec<Request> {
+    let spec = model.spec();
+    (0..12usize)
+        .map(|i| {
+            let (rank, seed) = ([1, 3, 8][i / 3 % 3], i as u64);
+            let (adapter, num_virtual) = match i % 4 {
+                0 => (None, 0),
+                1 => (Some(random_adapter(spec, rank, seed)), 0),
+                _ => (Some(versatile_adapter(spec, rank, seed)), NUM_VIRTUAL),
+            };
+            let vocab = spec.vocab_size as u32;
+            let virtual_tokens = vocab..vocab + num_virtual as u32;
+            Request {
+                prompt: virtual_tokens.chain(prompt(i, 3 + i * 11 % 60)).collect(),
+                adapter,
+                sampling: SamplingParams { logprobs: Some(1), ..SamplingParams::greedy() },
+                max_tokens: 4 + (i * 7 % 20) as u32,
+                arrival: i % 5,
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn rows_never_meet_whatever_their_adapters_consist_of() {
+    for model in models() {
+        let requests = versatile_strangers(&model);
+        let want: Vec<Answer> =
+            requests.iter().map(|request| alone(&model, Setup::default(), request)).collect();
+        let (together, _) = run(&model, Setup::default(), &requests);
+        assert_same(&together, &want);
+        for max_num_batched_tokens in [3, 33] {
+            let setup = Setup { max_num_batched_tokens, num_threads: 1, ..Setup::default() };
+            assert_same(&run(&model, setup, &requests).0, &want);
+        }
+        let setup = Setup { enable_prefix_caching: true, ..Setup::default() };
+        assert_same(&run(&model, setup, &requests).0, &want);
+    }
+}
+
+#[test]
+fn every_primitive_of_an_adapter_changes_the_answer() {
+    let model = &models()[1];
+    let request = versatile_strangers(model).remove(2);
+    let whole = request.adapter.clone().unwrap();
+    let answer = |adapter: LoweredAdapter| {
+        let request = Request { adapter: Some(Arc::new(adapter)), ..request.clone() };
+        alone(model, Setup::default(), &request)
+    };
+    let want = answer(LoweredAdapter::clone(&whole));
+    let strip: [fn(&mut LoweredAdapter); 7] = [
+        |adapter| adapter.low_rank.clear(),
+        |adapter| adapter.vectors.iter_mut().for_each(|vectors| vectors.input = None),
+        |adapter| adapter.vectors.iter_mut().for_each(|vectors| vectors.output = None),
+        |adapter| adapter.vectors.iter_mut().for_each(|vectors| vectors.shift = None),
+        |adapter| adapter.bottlenecks.clear(),
+        |adapter| {
+            let rows = adapter.token_rows.as_mut().unwrap();
+            rows.rows.data.iter_mut().for_each(|byte| *byte = 0);
+        },
+        |adapter| {
+            let prefix = adapter.kv_prefix.as_mut().unwrap();
+            prefix.rows.data.iter_mut().for_each(|byte| *byte = 0);
+        },
+    ];
+    for (index, strip) in strip.into_iter().enumerate() {
+        let mut adapter = LoweredAdapter::clone(&whole);
+        strip(&mut adapter);
+        assert_ne!(answer(adapter), want, "part {index}");
     }
 }

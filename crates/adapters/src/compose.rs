@@ -57,6 +57,7 @@ pub(crate) fn compose(
             };
             let bottleneck = Bottleneck {
                 site: bottleneck.site,
+                reads: bottleneck.reads,
                 a: tensor(&bottleneck.a, &bottleneck.a_scales),
                 a_bias: vector(weights, &bottleneck.a_bias),
                 activation: bottleneck.activation,

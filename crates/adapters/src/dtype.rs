@@ -131,6 +131,9 @@ fn quantize(tensor: &mut AdapterTensor) {
         }));
         scales.push(scale);
     }
+    if let Some(given) = &tensor.row_scales {
+        scales.iter_mut().zip(given).for_each(|(scale, given)| *scale *= given);
+    }
     tensor.dtype = Dtype::I8;
     tensor.data = data.into();
     tensor.row_scales = Some(scales.into());

@@ -3,6 +3,7 @@
 //! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
 //! wait for each other in a circle.
 
+use crate::base_weights::ForBase;
 use crate::buffers::Buffers;
 use crate::composition::is_unnamed;
 use crate::config::RegistryConfig;
@@ -407,7 +408,9 @@ impl Shared {
             return Ok(Lowered::InMemory(hold));
         }
         let AdapterFiles { config, tensors, .. } = files;
-        let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
+        let weights = self.config.base_weights.as_deref();
+        let base = ForBase { spec: &self.config.base, weights };
+        let chunk_bytes = self.config.chunk_bytes;
         let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
         let mut packer = Packer::new(chunk_bytes);
         lower_each(&config, &tensors, base, &self.limits(), |mut update| {

@@ -71,7 +71,7 @@ pub struct Calibration {
 pub fn run(args: &BenchCalibrateArgs) -> Result<Calibration> {
     ensure!(args.repeats > 0, "--repeats must be at least 1");
     let source = find_model(Some(&args.model))?;
-    let BuiltExecutor { executor, spec, chunk_bytes, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, facts, .. } =
         device::build_executor(&source.path, &args.engine, RANKS[2])?;
     let packed = RANKS
         .iter()

@@ -12,7 +12,10 @@ use crate::pull::{self, Cached};
 use crate::size::ByteSize;
 use crate::text_side;
 use std::path::{Path, PathBuf};
-use weft_adapters::{Composition, LoadLimits, check_adapter_name, load_peft_dir};
+use std::sync::Arc;
+use weft_adapters::{
+    BaseWeights, Composition, ForBase, LoadLimits, check_adapter_name, load_peft_dir,
+};
 use weft_cuda::Survey;
 use weft_cuda::devices::Absence;
 use weft_types::BaseModelSpec;
@@ -31,8 +34,9 @@ pub fn check(args: &CheckArgs) -> Findings {
             None
         }
     };
-    let spec = path.and_then(|path| model(&path, &mut findings));
-    adapters(&args.adapters, spec.as_ref(), &mut findings);
+    let base = path.and_then(|path| model(&path, &mut findings));
+    let base = base.as_ref().map(|(spec, weights)| ForBase { spec, weights: Some(&**weights) });
+    adapters(&args.adapters, base, &mut findings);
     findings
 }
 
@@ -136,7 +140,7 @@ fn known_model(
     None
 }
 
-fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
+fn model(path: &Path, findings: &mut Findings) -> Option<(BaseModelSpec, Arc<dyn BaseWeights>)> {
     match text_side::load(path) {
         Ok(text) if text.template.is_some() => {
             let size = text.tokenizer.vocab_size();
@@ -148,8 +152,8 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
         ),
         Err(error) => findings.add(Grade::Fail, format!("{error:#}")),
     }
-    match device::read_spec(path) {
-        Ok(spec) => {
+    match device::read_base(path) {
+        Ok((spec, weights)) => {
             findings.add(
                 Grade::Pass,
                 format!(
@@ -160,7 +164,7 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
                     spec.max_context
                 ),
             );
-            Some(spec)
+            Some((spec, weights))
         }
         Err(error) => {
             findings.add(Grade::Fail, format!("{error:#}"));
@@ -169,7 +173,7 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
     }
 }
 
-fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Findings) {
+fn adapters(args: &AdapterArgs, base: Option<ForBase<'_>>, findings: &mut Findings) {
     let mut named = match adapter_flags::named_adapters(args) {
         Ok(named) => named,
         Err(error) => {
@@ -184,8 +188,8 @@ fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Fin
         }
     }
     for adapter in &named {
-        match spec {
-            Some(spec) => adapter_finding(adapter, spec, args.max_lora_rank, findings),
+        match base {
+            Some(base) => adapter_finding(adapter, base, args.max_lora_rank, findings),
             None => findings
                 .add(Grade::Warn, format!("adapter {}: not checked without a model", adapter.name)),
         }
@@ -194,7 +198,7 @@ fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Fin
 
 fn adapter_finding(
     adapter: &NamedAdapter,
-    spec: &BaseModelSpec,
+    base: ForBase<'_>,
     max_lora_rank: usize,
     findings: &mut Findings,
 ) {
@@ -203,7 +207,7 @@ fn adapter_finding(
         return findings.add(Grade::Warn, text);
     }
     let loaded = check_adapter_name(&adapter.name)
-        .and_then(|()| load_peft_dir(&adapter.path, spec, &LoadLimits { max_lora_rank }));
+        .and_then(|()| load_peft_dir(&adapter.path, base, &LoadLimits { max_lora_rank }));
     match loaded {
         Ok(lowered) => findings.add(
             Grade::Pass,

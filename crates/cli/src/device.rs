@@ -1,6 +1,7 @@
 //! The one place that joins model and engine: flags and a path in, a boxed [`Executor`] out. Nobody
 //! else here names the model, the runner or the kernels.
 
+pub mod base_weights;
 mod gpu;
 
 use crate::args::EngineArgs;
@@ -11,6 +12,7 @@ use crate::size::ByteSize;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::Arc;
+use weft_adapters::BaseWeights;
 use weft_kernels::{Isa, KvDtype};
 use weft_model::cpu::kv_shape;
 use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
@@ -31,6 +33,8 @@ pub struct BuiltExecutor {
     pub spec: BaseModelSpec,
     /// Bytes of a chunk of its memory: of a page of an adapter.
     pub chunk_bytes: usize,
+    /// For the adapters that need them; weights that were made up have none.
+    pub base_weights: Option<Arc<dyn BaseWeights>>,
     /// For people.
     pub facts: ModelFacts,
 }
@@ -82,10 +86,12 @@ pub fn build_executor(
     let plan =
         MemoryPlan::new(args, model.spec().max_context, block_bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let base_weights = Some(base_weights::in_memory(&model.weights));
     let kv_dtype = kv_dtype(&model, args.kv_cache_dtype);
     let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
     let device = describe_device(args.threads);
-    Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
+    let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
+    Ok(BuiltExecutor { base_weights, ..built })
 }
 
 impl BuiltExecutor {
@@ -101,6 +107,7 @@ impl BuiltExecutor {
             executor,
             spec: shape.spec,
             chunk_bytes: limits.chunk_bytes,
+            base_weights: None,
             facts: ModelFacts {
                 architecture: shape.architecture,
                 weight_bytes: weight_bytes as u64,
@@ -118,8 +125,16 @@ impl BuiltExecutor {
 /// # Errors
 /// A sentence about the model.
 pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
+    Ok(read_base(path)?.0)
+}
+
+/// The shapes and weights of the model at `path`, as the checkpoint has them.
+///
+/// # Errors
+/// A sentence about the model.
+pub fn read_base(path: &Path) -> Result<(BaseModelSpec, Arc<dyn BaseWeights>)> {
     let model = LoadedModel::load(path, &LoadOptions::default())?;
-    Ok(model.spec().clone())
+    Ok((model.spec().clone(), base_weights::in_memory(&model.weights)))
 }
 
 fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
@@ -132,17 +147,21 @@ fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
         }
     };
     let options = LoadOptions {
-        quantize: match args.quantize {
-            QuantizeChoice::None => Quantize::None,
-            QuantizeChoice::Int8 => Quantize::Int8,
-            QuantizeChoice::Int4 => Quantize::Int4,
-        },
+        quantize: quantize(args),
         num_threads: args.threads,
         on_progress: Some(Arc::new(on_progress)),
     };
     let model = LoadedModel::load(path, &options);
     bar.finish_and_clear();
     Ok(model?)
+}
+
+fn quantize(args: &EngineArgs) -> Quantize {
+    match args.quantize {
+        QuantizeChoice::None => Quantize::None,
+        QuantizeChoice::Int8 => Quantize::Int8,
+        QuantizeChoice::Int4 => Quantize::Int4,
+    }
 }
 
 fn kv_dtype(model: &LoadedModel, choice: KvCacheDtype) -> KvDtype {

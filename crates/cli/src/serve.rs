@@ -120,15 +120,16 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     }
     let source = find_model(args.model.as_deref())?;
     let text = text_side::load(&source.path)?;
-    let BuiltExecutor { executor, spec, chunk_bytes, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, base_weights, facts } =
         device::build_executor(&source.path, &args.engine, args.adapters.max_lora_rank)
             .with_context(|| format!("cannot serve {}", source.given))?;
     let mut names = args.served_model_name.clone();
     if names.is_empty() {
         names.push(source.default_name.clone());
     }
-    let config =
+    let mut config =
         adapter_flags::registry_config(&args.adapters, spec.clone(), names.clone(), chunk_bytes);
+    config.base_weights = base_weights;
     let registry = adapter_flags::open_registry(&args.adapters, config, &named)?;
     let adapters = registry.list();
     let engine_config = queueing_config(&args, engine_config(&args.engine, args.max_queue))?;

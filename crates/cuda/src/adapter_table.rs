@@ -1,4 +1,4 @@
-//! Where an adapter's matrices lie in device memory, as the LoRA kernels read it.
+//! Where an adapter's matrices and vectors lie in device memory, as the LoRA kernels read it.
 //!
 //! In: an adapter's layout and the addresses of its pages. Out: bytes for device memory: a record for
 //! each site, then the runs of rows that find no place in them, then scales. Structs as in
@@ -6,7 +6,7 @@
 
 use crate::driver::DevicePtr;
 use bytemuck::{Pod, Zeroable};
-use weft_types::{AdapterLayout, Dtype, Module, PackedMatrix, Site};
+use weft_types::{Activation, AdapterLayout, BottleneckInput, Dtype, Module, PackedMatrix, Site};
 
 /// A table begins at a multiple of this.
 pub const TABLE_ALIGNMENT: usize = 16;
@@ -39,10 +39,15 @@ struct SiteRecord {
     scales: DevicePtr,
     gain_in: DevicePtr,
     gain_out: DevicePtr,
+    shift: DevicePtr,
+    h_bias: DevicePtr,
+    h_scales: DevicePtr,
     scale: f32,
     rank: u32,
     a_dtype: u32,
     b_dtype: u32,
+    activation: u32,
+    num_tokens: u32,
     pad: [u32; 2],
 }
 
@@ -51,8 +56,35 @@ struct SiteRecord {
 pub enum Gain {
     /// `x[t,:] * gain`, `[K]`
     In,
-    /// `y[t,:] * gain`, `[N]`
+    /// `y[t,:] * gain + shift`, `[N]`
     Out,
+}
+
+/// What an adapter does at a site beside a low-rank update.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SiteParts(u8);
+
+impl SiteParts {
+    /// The base's input is multiplied.
+    pub const INPUT_GAIN: Self = Self(1);
+    /// The output is multiplied or shifted.
+    pub const OUTPUT: Self = Self(2);
+    /// A bottleneck reads the output.
+    pub const BOTTLENECK: Self = Self(4);
+    /// A bottleneck reads the residual stream, to which the output was added.
+    pub const RESIDUAL_BOTTLENECK: Self = Self(8);
+
+    /// Whether it has any of these.
+    #[must_use]
+    pub fn has(self, parts: Self) -> bool {
+        self.0 & parts.0 != 0
+    }
+
+    /// Both.
+    #[must_use]
+    pub const fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// The index of a site's record.
@@ -65,26 +97,76 @@ pub fn site_index(site: Site, num_layers: usize) -> u32 {
     index as u32
 }
 
-/// The index of the record of the embedding's update, the last: `A:[vocab, rank]`.
+/// The index of the record of the embedding's update: `A:[vocab, rank]`.
 #[must_use]
 pub fn embedding_index(num_layers: usize) -> u32 {
     (num_layers * Module::ALL.len() + 1) as u32
 }
 
+/// The index of the record of given keys and values: `A:[layers * 2 * tokens, kv heads * head dim]`, its
+/// rank the number of tokens.
+#[must_use]
+pub fn prefix_index(num_layers: usize) -> u32 {
+    embedding_index(num_layers) + 1
+}
+
+/// The index of the record of the bottleneck behind the linear with this index that reads this: behind O
+/// or Down of a layer, `None` elsewhere. Of the two kinds an adapter has one, the other's rank is 0.
+#[must_use]
+pub fn bottleneck_index(site_index: u32, num_layers: usize, reads: BottleneckInput) -> Option<u32> {
+    let (layer, module) =
+        (site_index / Module::ALL.len() as u32, site_index % Module::ALL.len() as u32);
+    let of_layer = match module {
+        module if module == Module::O as u32 => 0,
+        module if module == Module::Down as u32 => 1,
+        _ => return None,
+    };
+    let of_kind = match reads {
+        BottleneckInput::Output => 0,
+        BottleneckInput::Residual => 2 * num_layers as u32,
+    };
+    let first = prefix_index(num_layers) + 1 + of_kind;
+    ((layer as usize) < num_layers).then(|| first + 2 * layer + of_layer)
+}
+
+/// What an adapter does at each site beside low-rank updates, by [`site_index`]; empty if nothing.
+///
+/// # Panics
+/// When the adapter has more layers.
+#[must_use]
+pub fn site_parts(layout: &AdapterLayout, num_layers: usize) -> Box<[SiteParts]> {
+    if layout.vectors.is_empty() && layout.bottlenecks.is_empty() {
+        return Box::default();
+    }
+    let mut parts = vec![SiteParts::default(); embedding_index(num_layers) as usize];
+    let mut add = |site: Site, part: SiteParts| {
+        let parts = &mut parts[site_index(site, num_layers) as usize];
+        *parts = parts.or(part);
+    };
+    for vectors in &layout.vectors {
+        if vectors.input.is_some() {
+            add(vectors.site, SiteParts::INPUT_GAIN);
+        }
+        if vectors.output.is_some() || vectors.shift.is_some() {
+            add(vectors.site, SiteParts::OUTPUT);
+        }
+    }
+    for bottleneck in &layout.bottlenecks {
+        let part = match bottleneck.reads {
+            BottleneckInput::Output => SiteParts::BOTTLENECK,
+            BottleneckInput::Residual => SiteParts::RESIDUAL_BOTTLENECK,
+        };
+        add(bottleneck.site, part);
+    }
+    parts.into()
+}
+
 /// Bytes of the table.
 #[must_use]
 pub fn table_bytes(layout: &AdapterLayout, num_layers: usize) -> usize {
-    let mut num_runs = 0;
-    let mut num_scales = 0;
-    for update in &layout.low_rank {
-        num_runs += num_other_runs(&update.a) + num_other_runs(&update.b);
-        num_scales += if all_equal(&update.scales) { 0 } else { update.scales.len() };
-    }
-    if let Some(update) = &layout.embedding {
-        num_runs += num_other_runs(&update.a) + num_other_runs(&update.b);
-    }
+    let num_scales: usize = listed_scales(layout).map(<[f32]>::len).sum();
     num_sites(num_layers) * size_of::<SiteRecord>()
-        + num_runs * size_of::<RunRecord>()
+        + num_runs(layout) * size_of::<RunRecord>()
         + num_scales * size_of::<f32>()
 }
 
@@ -100,73 +182,105 @@ pub fn build(
     table_address: DevicePtr,
 ) -> Vec<u8> {
     let mut sites = vec![SiteRecord::zeroed(); num_sites(num_layers)];
-    let mut runs = Runs {
-        page_address,
-        records: Vec::new(),
-        address: table_address.add(sites.len() * size_of::<SiteRecord>()),
-    };
+    let runs_address = table_address.add(sites.len() * size_of::<SiteRecord>());
+    let mut runs = Runs { page_address, records: Vec::new(), address: runs_address };
+    let scales_address = runs_address.add(num_runs(layout) * size_of::<RunRecord>());
+    let mut scales = Scales { values: Vec::new(), address: scales_address };
     for update in &layout.low_rank {
         let site = &mut sites[site_index(update.site, num_layers) as usize];
-        site.a = runs.push(&update.a);
-        site.b = runs.push(&update.b);
-        site.rank = update.rank() as u32;
-        site.scale = update.scales.first().copied().unwrap_or(0.0);
-        (site.a_dtype, site.b_dtype) = (code(update.a.dtype), code(update.b.dtype));
+        runs.put(site, &update.a, &update.b);
+        scales.put(site, &update.scales);
     }
     if let Some(update) = &layout.embedding {
         let site = &mut sites[embedding_index(num_layers) as usize];
-        site.a = runs.push(&update.a);
-        site.b = runs.push(&update.b);
-        site.rank = update.b.rows as u32;
-        site.scale = update.scale;
-        (site.a_dtype, site.b_dtype) = (code(update.a.dtype), code(update.b.dtype));
+        runs.put(site, &update.a, &update.b);
+        (site.scale, site.num_tokens) = (update.scale, update.a.rows as u32);
     }
-    let mut scales: Vec<f32> = Vec::new();
-    let scales_address = runs.address.add(runs.records.len() * size_of::<RunRecord>());
-    for update in layout.low_rank.iter().filter(|update| !all_equal(&update.scales)) {
-        let site = &mut sites[site_index(update.site, num_layers) as usize];
-        site.scales = scales_address.add(scales.len() * size_of::<f32>());
-        scales.extend_from_slice(&update.scales);
+    for vectors in &layout.vectors {
+        let site = &mut sites[site_index(vectors.site, num_layers) as usize];
+        let address = |vector: &Option<PackedMatrix>| {
+            vector.as_ref().map_or(DevicePtr::NULL, |vector| runs.vector(vector))
+        };
+        site.gain_in = address(&vectors.input);
+        site.gain_out = address(&vectors.output);
+        site.shift = address(&vectors.shift);
+    }
+    for bottleneck in &layout.bottlenecks {
+        let linear = site_index(bottleneck.site, num_layers);
+        let index = bottleneck_index(linear, num_layers, bottleneck.reads)
+            .expect("bottlenecks are behind O and Down");
+        let site = &mut sites[index as usize];
+        runs.put(site, &bottleneck.a, &bottleneck.b);
+        scales.put(site, &bottleneck.a_scales);
+        if !are_ones(&bottleneck.b_scales) {
+            site.h_scales = scales.push(&bottleneck.b_scales);
+        }
+        site.h_bias = runs.vector(&bottleneck.a_bias);
+        site.shift = runs.vector(&bottleneck.b_bias);
+        site.activation = activation_code(bottleneck.activation);
+    }
+    if let Some(prefix) = &layout.kv_prefix {
+        let site = &mut sites[prefix_index(num_layers) as usize];
+        site.a = runs.push(&prefix.rows);
+        (site.rank, site.a_dtype) = (prefix.num_tokens as u32, code(prefix.rows.dtype));
     }
     let mut bytes = bytemuck::cast_slice(&sites).to_vec();
     bytes.extend_from_slice(bytemuck::cast_slice(&runs.records));
-    bytes.extend_from_slice(bytemuck::cast_slice(&scales));
+    bytes.extend_from_slice(bytemuck::cast_slice(&scales.values));
     bytes
 }
 
-/// Gives the site with this index a gain vector of f32 in device memory.
-///
-/// # Panics
-/// When the table has no such site.
-pub fn set_gain(table: &mut [u8], site_index: u32, gain: Gain, vector: DevicePtr) {
-    let offset = match gain {
-        Gain::In => std::mem::offset_of!(SiteRecord, gain_in),
-        Gain::Out => std::mem::offset_of!(SiteRecord, gain_out),
-    };
-    let start = site_index as usize * size_of::<SiteRecord>() + offset;
-    table[start..start + size_of::<DevicePtr>()].copy_from_slice(bytemuck::bytes_of(&vector));
-}
-
-/// Layers, the output head, the embedding.
+/// Layers, the output head, the embedding, given keys and values, bottlenecks.
 fn num_sites(num_layers: usize) -> usize {
-    num_layers * Module::ALL.len() + 2
+    prefix_index(num_layers) as usize + 1 + 4 * num_layers
 }
 
-fn num_other_runs(matrix: &PackedMatrix) -> usize {
-    matrix.runs.len().saturating_sub(1)
+/// Runs of matrices beside the first, which stands in the record.
+fn num_runs(layout: &AdapterLayout) -> usize {
+    let low_rank = layout.low_rank.iter().flat_map(|update| [&update.a, &update.b]);
+    let embedding = layout.embedding.iter().flat_map(|update| [&update.a, &update.b]);
+    let bottlenecks = layout.bottlenecks.iter().flat_map(|b| [&b.a, &b.b]);
+    let prefix = layout.kv_prefix.iter().map(|prefix| &prefix.rows);
+    let matrices = low_rank.chain(embedding).chain(bottlenecks).chain(prefix);
+    matrices.map(|matrix| matrix.runs.len().saturating_sub(1)).sum()
+}
+
+/// Scales that find no place in the record.
+fn listed_scales(layout: &AdapterLayout) -> impl Iterator<Item = &[f32]> {
+    let low_rank = layout.low_rank.iter().map(|update| &*update.scales);
+    let of_a = layout.bottlenecks.iter().map(|bottleneck| &*bottleneck.a_scales);
+    let of_b = layout.bottlenecks.iter().map(|bottleneck| &*bottleneck.b_scales);
+    let several = low_rank.chain(of_a).filter(|scales| !all_equal(scales));
+    several.chain(of_b.filter(|scales| !are_ones(scales)))
 }
 
 fn all_equal(scales: &[f32]) -> bool {
     scales.iter().all(|scale| scale.to_bits() == scales[0].to_bits())
 }
 
+fn are_ones(scales: &[f32]) -> bool {
+    scales.iter().all(|scale| scale.to_bits() == 1.0f32.to_bits())
+}
+
 /// As in the kernels.
-fn code(dtype: Dtype) -> u32 {
+pub(crate) fn code(dtype: Dtype) -> u32 {
     match dtype {
         Dtype::F32 => 0,
         Dtype::F16 => 1,
         Dtype::Bf16 => 2,
         Dtype::I8 => 3,
+    }
+}
+
+/// As in the kernels.
+fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Relu => 0,
+        Activation::Gelu => 1,
+        Activation::GeluTanh => 2,
+        Activation::Silu => 3,
+        Activation::Tanh => 4,
+        Activation::Identity => 5,
     }
 }
 
@@ -178,6 +292,20 @@ struct Runs<F> {
 }
 
 impl<F: Fn(usize) -> DevicePtr> Runs<F> {
+    fn put(&mut self, site: &mut SiteRecord, a: &PackedMatrix, b: &PackedMatrix) {
+        (site.a, site.b) = (self.push(a), self.push(b));
+        (site.a_dtype, site.b_dtype) = (code(a.dtype), code(b.dtype));
+        site.rank = b.rows as u32;
+    }
+
+    /// A matrix of one row.
+    fn vector(&self, matrix: &PackedMatrix) -> DevicePtr {
+        let first = matrix.runs.first();
+        first.map_or(DevicePtr::NULL, |run| {
+            (self.page_address)(run.page as usize).add(run.offset as usize)
+        })
+    }
+
     fn push(&mut self, matrix: &PackedMatrix) -> MatrixRecord {
         let mut records = matrix.runs.iter().enumerate().map(|(index, run)| {
             let next = matrix.runs.get(index + 1).map_or(matrix.rows as u32, |next| next.first_row);
@@ -196,5 +324,27 @@ impl<F: Fn(usize) -> DevicePtr> Runs<F> {
             first_end: first.end_row,
             num_runs: (self.records.len() - num_before) as u32,
         }
+    }
+}
+
+struct Scales {
+    values: Vec<f32>,
+    /// Of the first.
+    address: DevicePtr,
+}
+
+impl Scales {
+    /// In the record if all are one number.
+    fn put(&mut self, site: &mut SiteRecord, scales: &[f32]) {
+        site.scale = scales.first().copied().unwrap_or(0.0);
+        if !all_equal(scales) {
+            site.scales = self.push(scales);
+        }
+    }
+
+    fn push(&mut self, scales: &[f32]) -> DevicePtr {
+        let address = self.address.add(self.values.len() * size_of::<f32>());
+        self.values.extend_from_slice(scales);
+        address
     }
 }

@@ -24,8 +24,10 @@ pub mod gpu;
 pub mod ops;
 #[cfg(feature = "cuda")]
 pub mod real;
+mod step_given;
 mod step_lora;
 pub mod step_ops;
+mod step_parts;
 pub mod step_tables;
 pub mod tensor;
 pub mod weights;

@@ -1,25 +1,33 @@
-//! The adapters of a step: pieces of rows for the batched-gather kernels, and the updates of linears.
+//! The adapters of a step: pieces of rows for the batched-gather kernels, and linears with all that
+//! adapters do to them.
 
 use crate::adapter::CudaAdapter;
-use crate::adapter_table::embedding_index;
+use crate::adapter_table::{SiteParts, embedding_index};
 use crate::driver::{DevicePtr, DriverError};
 use crate::gpu::{Buffer, Gpu, HalfType};
+use crate::ops::gains::PieceList;
+use crate::ops::kv_cache::PagedKv;
 use crate::ops::lora::{
     LoraInput, LoraTarget, OutType, Pieces, bgmv, embedding, scratch_len, sgmv,
 };
+use crate::ops::matmul::{Linear, linear};
+use crate::step_given::StepGiven;
 use crate::step_ops::StepOpsConfig;
+use crate::step_parts::StepParts;
 use crate::tensor::CudaTensor;
 use crate::work_list::{LoraPiece, WorkList};
 use bytemuck::Zeroable;
 use std::ops::Range;
 
-/// A linear to which updates are added.
+/// A linear that adapters change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     pub(crate) site: u32,
     pub(crate) num_outputs: usize,
     pub(crate) out: DevicePtr,
     pub(crate) is_f32: bool,
+    /// It adds to `out`.
+    pub(crate) is_accumulated: bool,
 }
 
 /// A list of pieces on the device.
@@ -44,6 +52,11 @@ impl Lists {
             prefill: gpu.alloc(WorkList::max_prefill_pieces(max_rows))?,
             num_prefill: 0,
         })
+    }
+
+    /// For decode and for prefill.
+    fn pieces(&self) -> [PieceList; 2] {
+        [(self.decode.ptr(), self.num_decode), (self.prefill.ptr(), self.num_prefill)]
     }
 
     /// With `padded_rows`, as many pieces as such a step can have.
@@ -76,6 +89,8 @@ pub(crate) struct StepLora {
     lists: Lists,
     /// Of rows of the output head.
     head_lists: Lists,
+    parts: StepParts,
+    given: StepGiven,
     scratch: Buffer<f32>,
     max_rank: usize,
     padded_rank: usize,
@@ -95,6 +110,8 @@ impl StepLora {
             embedding_site,
             lists: Lists::new(gpu, limits.max_rows)?,
             head_lists: Lists::new(gpu, limits.max_logit_rows)?,
+            parts: StepParts::new(gpu, config)?,
+            given: StepGiven::new(gpu, config)?,
             scratch: gpu.alloc(scratch_len(max_rows, max_rank, config.max_inputs))?,
             max_rank: 0,
             padded_rank: 0,
@@ -103,25 +120,31 @@ impl StepLora {
         })
     }
 
-    /// Takes a step's segments.
+    /// Takes a step's tokens and segments.
     pub(crate) fn plan<'a>(
         &mut self,
+        tokens: &[u32],
         segments: impl Iterator<Item = (Range<usize>, Option<&'a CudaAdapter>)>,
     ) {
         (self.max_rank, self.has_embedding, self.has_head) = (0, false, false);
+        self.parts.clear();
+        self.given.clear();
         let tables = segments.map(|(rows, adapter)| {
             let Some(adapter) = adapter else { return (rows, DevicePtr::NULL) };
             self.max_rank = self.max_rank.max(adapter.max_rank());
             self.has_embedding |= adapter.has_embedding();
             self.has_head |= adapter.has_head();
+            self.parts.add(adapter.parts());
+            self.given.add(tokens, rows.clone(), adapter);
             (rows, adapter.table())
         });
         self.lists.work.build(tables);
     }
 
-    /// Whether embeddings or output heads have updates: such steps are not recorded.
+    /// Whether embeddings or output heads are other than the base's, or keys and values are given: such
+    /// steps are not recorded.
     pub(crate) fn has_tables(&self) -> bool {
-        self.has_embedding || self.has_head
+        self.has_embedding || self.has_head || !self.given.is_empty()
     }
 
     /// The largest rank of the step, as a power of two; 0 without adapters.
@@ -129,100 +152,152 @@ impl StepLora {
         if self.max_rank == 0 { 0 } else { self.max_rank.next_power_of_two().max(16) }
     }
 
+    /// See [`StepParts::kind`].
+    pub(crate) fn parts_kind(&mut self) -> Option<usize> {
+        self.parts.kind()
+    }
+
     /// Brings the pieces to the device; padded for a step that is recorded.
     pub(crate) fn upload(&mut self, padded_rows: Option<usize>) -> Result<(), DriverError> {
         self.padded_rank = if padded_rows.is_some() { self.padded_rank() } else { self.max_rank };
-        if self.max_rank == 0 {
+        self.given.upload()?;
+        if !self.has_pieces() {
             return Ok(());
         }
         self.lists.upload(padded_rows)
     }
 
-    /// Adds the embedding's updates.
+    /// Whether any kernel reads them.
+    fn has_pieces(&self) -> bool {
+        self.max_rank > 0 || self.parts.has_any()
+    }
+
+    /// Adds the embedding's updates, after embeddings that adapters give.
     pub(crate) fn embed(
         &self,
         gpu: &Gpu,
         tokens: DevicePtr,
         out: &CudaTensor,
     ) -> Result<(), DriverError> {
+        self.given.embed(gpu, out)?;
         if !self.has_embedding {
             return Ok(());
         }
         let target =
             LoraTarget { site: self.embedding_site, num_outputs: out.width(), out: out.ptr() };
-        let lists = &self.lists;
-        for (pieces, buffer, num_pieces) in [
-            (Pieces::Decode, &lists.decode, lists.num_decode),
-            (Pieces::Prefill, &lists.prefill, lists.num_prefill),
-        ] {
-            if num_pieces > 0 {
-                let input = LoraInput {
-                    pieces: buffer.ptr(),
-                    num_pieces,
-                    x: tokens,
-                    num_inputs: 1,
-                    num_rows: out.num_rows(),
-                    max_rank: self.padded_rank,
-                    h: self.scratch.ptr(),
-                };
-                // SAFETY: the pieces are of rows that `out` has, and the batch holds their adapters.
-                unsafe { embedding(gpu, (self.half, pieces), &input, target)? };
-            }
+        for (pieces, input) in self.inputs(&self.lists, (tokens, 1), out.num_rows()) {
+            // SAFETY: the pieces are of rows that `out` has, and the batch holds their adapters.
+            unsafe { embedding(gpu, (self.half, pieces), &input, target)? };
         }
         Ok(())
     }
 
-    /// Adds the updates of linears that share `x`. `segments` are runs of its rows.
-    pub(crate) fn apply<'a>(
+    /// Stores keys and values that adapters give.
+    pub(crate) fn store_given(
+        &self,
+        gpu: &Gpu,
+        kv: &PagedKv,
+        places: [DevicePtr; 2],
+    ) -> Result<(), DriverError> {
+        self.given.store(gpu, kv, places)
+    }
+
+    /// The linears, which share `x`, with all that adapters do to them. `segments` are runs of its rows.
+    ///
+    /// # Safety
+    /// x and outputs have the linears' shapes.
+    pub(crate) unsafe fn project<'a>(
         &mut self,
         gpu: &Gpu,
         x: &CudaTensor,
         segments: impl Iterator<Item = (Range<usize>, Option<&'a CudaAdapter>)>,
+        linears: &[Linear<'_>],
         targets: &[Target],
     ) -> Result<(), DriverError> {
-        if self.max_rank == 0 {
-            return Ok(());
-        }
+        let num_rows = x.num_rows();
         let is_head = targets.iter().any(|target| target.site == self.head_site);
+        if !self.has_pieces() || (is_head && !self.has_head) {
+            // SAFETY: the caller's promise.
+            return unsafe { linear(gpu, x.ptr(), num_rows, linears) };
+        }
         if is_head {
-            if !self.has_head {
-                return Ok(());
-            }
             let tables = segments
                 .map(|(rows, adapter)| (rows, adapter.map_or(DevicePtr::NULL, CudaAdapter::table)));
             self.head_lists.work.build(tables);
             self.head_lists.upload(None)?;
         }
         let lists = if is_head { &self.head_lists } else { &self.lists };
-        let out_type = |is_f32: bool| if is_f32 { OutType::F32 } else { OutType::Half };
-        for same in targets.chunk_by(|a, b| a.is_f32 == b.is_f32) {
-            let out = out_type(same[0].is_f32);
-            let converted: Vec<LoraTarget> = same
-                .iter()
-                .map(|&Target { site, num_outputs, out, .. }| LoraTarget { site, num_outputs, out })
-                .collect();
-            let input = |buffer: &Buffer<LoraPiece>, num_pieces: usize| LoraInput {
-                pieces: buffer.ptr(),
-                num_pieces,
-                x: x.ptr(),
-                num_inputs: x.width(),
-                num_rows: x.num_rows(),
-                max_rank: self.padded_rank,
-                h: self.scratch.ptr(),
-            };
-            // SAFETY: the pieces are of rows that `x` and the outputs have; the batch holds the
-            // adapters; the scratch is as large as for the largest step.
-            unsafe {
-                if lists.num_decode > 0 {
-                    let input = input(&lists.decode, lists.num_decode);
-                    bgmv(gpu, (self.half, out), &input, &converted)?;
+        let pieces = lists.pieces();
+        let inputs = self.inputs(lists, (x.ptr(), x.width()), num_rows);
+        let parts = &mut self.parts;
+        let is_scaled = |parts: &StepParts, site: u32| parts.at(site).has(SiteParts::INPUT_GAIN);
+        // SAFETY: the caller's promise; pieces are of rows that `x` and the outputs have; the batch holds
+        // the adapters; the scratch is as large as for the largest step.
+        unsafe {
+            for target in targets {
+                parts.set_aside(gpu, target, pieces)?;
+            }
+            if targets.iter().any(|target| is_scaled(parts, target.site)) {
+                for (one, target) in linears.iter().zip(targets) {
+                    let x = if is_scaled(parts, target.site) {
+                        parts.scale_input(gpu, x, target.site, pieces)?
+                    } else {
+                        x.ptr()
+                    };
+                    linear(gpu, x, num_rows, std::slice::from_ref(one))?;
                 }
-                if lists.num_prefill > 0 {
-                    let input = input(&lists.prefill, lists.num_prefill);
-                    sgmv(gpu, (self.half, out), &input, &converted)?;
-                }
+            } else {
+                linear(gpu, x.ptr(), num_rows, linears)?;
+            }
+            update(gpu, self.half, inputs, targets)?;
+            for target in targets {
+                parts.finish(gpu, target, inputs)?;
             }
         }
         Ok(())
     }
+
+    /// What the kernels of each list read.
+    fn inputs(
+        &self,
+        lists: &Lists,
+        (x, num_inputs): (DevicePtr, usize),
+        num_rows: usize,
+    ) -> [(Pieces, LoraInput); 2] {
+        let [decode, prefill] = lists.pieces();
+        [(Pieces::Decode, decode), (Pieces::Prefill, prefill)].map(|(kind, list)| {
+            let (pieces, num_pieces) = list;
+            let (max_rank, h) = (self.padded_rank, self.scratch.ptr());
+            (kind, LoraInput { pieces, num_pieces, x, num_inputs, num_rows, max_rank, h })
+        })
+    }
+}
+
+/// Adds the low-rank updates of linears that share x.
+///
+/// # Safety
+/// As [`bgmv`] and [`sgmv`].
+unsafe fn update(
+    gpu: &Gpu,
+    half: HalfType,
+    inputs: [(Pieces, LoraInput); 2],
+    targets: &[Target],
+) -> Result<(), DriverError> {
+    for same in targets.chunk_by(|a, b| a.is_f32 == b.is_f32) {
+        let out = if same[0].is_f32 { OutType::F32 } else { OutType::Half };
+        let converted: Vec<LoraTarget> = same
+            .iter()
+            .map(|&Target { site, num_outputs, out, .. }| LoraTarget { site, num_outputs, out })
+            .collect();
+        for (kind, input) in &inputs {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match kind {
+                    Pieces::Decode => bgmv(gpu, (half, out), input, &converted)?,
+                    Pieces::Prefill => sgmv(gpu, (half, out), input, &converted)?,
+                }
+            }
+        }
+    }
+    Ok(())
 }

@@ -13,7 +13,7 @@ use crate::ops::attention::{
     DecodeOperands, PrefillOperands, QueryHeads, decode, decode_scratch_len, decode_splits, prefill,
 };
 use crate::ops::kv_cache::{ActivationRows, KvType, PagedKv, RopeStoreOperands, rope_store};
-use crate::ops::matmul::{Linear, Output, linear};
+use crate::ops::matmul::{Linear, Output};
 use crate::ops::sampling::{Drawn, SamplingBuffers, SamplingPlan, sample};
 use crate::ops::{embedding, norm, rows};
 use crate::step_lora::{StepLora, Target};
@@ -37,6 +37,10 @@ pub struct StepOpsConfig {
     pub kv_type: KvType,
     /// What one token needs in the cache.
     pub kv_shape: KvShape,
+    /// Values of the residual stream.
+    pub hidden_size: usize,
+    /// Tokens from here on are virtual: adapters give their embeddings, or keys and values.
+    pub vocab_size: usize,
     /// Query heads.
     pub num_heads: usize,
     /// Of the rotary embedding, one for each pair.
@@ -89,11 +93,13 @@ enum Mode {
     Replaying(Graph),
 }
 
-/// Steps that one graph serves: rows with padding, ranks up to a power of two.
+/// Steps that one graph serves: rows with padding, ranks up to a power of two, sites with gains, shifts or
+/// bottlenecks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct StepKind {
     num_rows: usize,
     max_rank: usize,
+    parts: usize,
 }
 
 /// See the module.
@@ -187,16 +193,17 @@ impl StepOps {
         segments: impl Iterator<Item = (Range<usize>, Option<&'a CudaAdapter>)>,
     ) -> Result<(), DriverError> {
         self.mode = Mode::Eager;
-        self.lora.plan(segments);
+        self.lora.plan(input.tokens, segments);
         let num_rows = input.tokens.len();
         let padded = padded_rows(num_rows);
         let limits = self.config.limits;
         let fits = padded <= limits.max_rows.min(limits.max_logit_rows);
-        if !input.is_decode() || self.lora.has_tables() || !fits {
+        let can_record = input.is_decode() && !self.lora.has_tables() && fits;
+        let Some(parts) = can_record.then(|| self.lora.parts_kind()).flatten() else {
             self.tables.fill(input, num_rows)?;
             return self.lora.upload(None);
-        }
-        let kind = StepKind { num_rows: padded, max_rank: self.lora.padded_rank() };
+        };
+        let kind = StepKind { num_rows: padded, max_rank: self.lora.padded_rank(), parts };
         self.tables.fill(input, padded)?;
         self.lora.upload(Some(padded))?;
         match self.graphs.get(&kind) {
@@ -328,17 +335,22 @@ impl StepOps {
             };
             let bias = call.bias.map_or(DevicePtr::NULL, Buffer::ptr);
             linears.push(Linear { weight: call.weight, bias, out: output });
-            targets.push(Target { site: call.site, num_outputs, out, is_f32 });
+            targets.push(Target {
+                site: call.site,
+                num_outputs,
+                out,
+                is_f32,
+                is_accumulated: call.accumulate,
+            });
         }
         if self.is_replaying() {
             return Ok(());
         }
         // SAFETY: the tensors have these shapes.
-        unsafe { linear(&self.gpu, x.ptr(), num_rows, &linears)? };
-        self.lora.apply(&self.gpu, x, segments, &targets)
+        unsafe { self.lora.project(&self.gpu, x, segments, &linears, &targets) }
     }
 
-    /// Rotates q and k in place, then stores k and v.
+    /// Rotates q and k in place, then stores k and v, or those that adapters give for virtual tokens.
     ///
     /// # Errors
     /// When the driver fails.
@@ -367,9 +379,11 @@ impl StepOps {
             offsets: self.tables.slot_offsets(),
         };
         let sizes = [num_rows, self.config.num_heads, 2 * self.config.frequencies.len()];
+        let places = [operands.blocks, operands.offsets];
         let kv = self.paged_kv(layer);
         // SAFETY: the tensors have these shapes; the scheduler gives each row a place of its own.
-        unsafe { rope_store(&self.gpu, self.config.half, &kv, &operands, sizes) }
+        unsafe { rope_store(&self.gpu, self.config.half, &kv, &operands, sizes)? };
+        self.lora.store_given(&self.gpu, &kv, places)
     }
 
     /// Attention over the cache, each row up to its own position.

@@ -3,10 +3,11 @@
 use crate::pool::{DisjointMut, ThreadPool};
 use crate::weight::PackedLinear;
 
-/// Gathers rows of a packed matrix in single precision.
+/// Gathers rows of a packed matrix in single precision. One that the matrix does not have becomes NaNs:
+/// its sequence fails, and no other, unless an adapter gives the row.
 ///
 /// # Panics
-/// When a row is out of range or `out` has another length.
+/// When `out` has another length.
 pub fn gather_rows_into(pool: &ThreadPool, weight: &PackedLinear, rows: &[u32], out: &mut [f32]) {
     let width = weight.num_inputs();
     assert_eq!(out.len(), rows.len() * width);
@@ -15,7 +16,10 @@ pub fn gather_rows_into(pool: &ThreadPool, weight: &PackedLinear, rows: &[u32], 
         for index in range {
             // SAFETY: each index is claimed once.
             let out = unsafe { out.slice(index * width..(index + 1) * width) };
-            weight.dequantize_row_into(rows[index] as usize, out);
+            match rows[index] as usize {
+                row if row < weight.num_outputs() => weight.dequantize_row_into(row, out),
+                _ => out.fill(f32::NAN),
+            }
         }
     });
 }

@@ -5,19 +5,26 @@
 //! Rows of one adapter form a *segment*, so that its matrices are read once for all of them.
 //! Ranks are exact, each segment and target has its own. *Shrink* computes `t = x A^T · diag(s)` for all
 //! segments and targets that share `x`, *expand* adds the product with B.
+//!
+//! Beside it what else adapters do: gains and shifts, bottlenecks, and rows that they give.
 
+mod bottleneck;
 mod expand;
+mod given_rows;
 mod placed;
 mod shrink;
+mod vectors;
 
 use crate::Isa;
 use crate::lanes::{Bf16, F16};
 use crate::pool::{DisjointMut, ThreadPool};
 use crate::vector::Stored;
+pub use bottleneck::{PlacedBottleneck, apply_bottlenecks};
 use expand::expand;
 pub use placed::{PlacedAdapter, PlacedEmbedding, PlacedUpdate};
 use shrink::shrink;
 use std::ops::Range;
+pub use vectors::{PlacedVector, PlacedVectors, add_rows, gain_and_shift, scale_rows_into};
 use weft_types::Dtype;
 
 /// Rows of a work item.
@@ -186,7 +193,8 @@ fn is_even(
     2 * num_threads * largest <= total
 }
 
-/// Adds `scale · A[token] B` to the rows of the embedding. A:[vocab, r] B:[r, hidden]
+/// Adds `scale · A[token] B` to the rows of the embedding. A:[vocab, r] B:[r, hidden]. Tokens beyond A
+/// are virtual, and have no update.
 ///
 /// # Panics
 /// When shapes do not fit.
@@ -203,6 +211,10 @@ pub fn add_embedding(
     let t = &mut scratch.shrunk;
     t.clear();
     for &token in tokens {
+        if token as usize >= a.rows {
+            t.extend(std::iter::repeat_n(0.0, rank));
+            continue;
+        }
         let row = a.row(token as usize);
         t.extend((0..rank).map(|j| update.scale() * element(a.dtype, row, j)));
     }

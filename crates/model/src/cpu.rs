@@ -2,18 +2,18 @@
 
 use crate::batch::{AdapterSegment, ForwardBatch};
 use crate::config::ModelConfig;
+use crate::cpu_project::Projector;
 use crate::device::{Device, Projection, TensorKind};
 use std::ops::Range;
 use weft_kernels::attention::{AttentionShape, attention_into};
-use weft_kernels::lora::{self, LoraScratch, LoraTarget};
-use weft_kernels::matmul::{self, Input, Job};
-use weft_kernels::quantize::QuantizedRows;
+use weft_kernels::kv::KvSlot;
+use weft_kernels::lora;
 use weft_kernels::rope::RopeTable;
 use weft_kernels::{
     Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, PlacedAdapter, ThreadPool,
     activation, embedding, norm,
 };
-use weft_types::{BlockId, Site};
+use weft_types::BlockId;
 
 /// Rows of activations in single precision.
 #[derive(Debug)]
@@ -23,6 +23,11 @@ pub struct CpuTensor {
 }
 
 impl CpuTensor {
+    /// Room for so many rows.
+    pub(crate) fn new(max_rows: usize, width: usize) -> Self {
+        Self { data: Vec::with_capacity(max_rows * width), width }
+    }
+
     /// Values of a row.
     #[must_use]
     pub fn width(&self) -> usize {
@@ -41,12 +46,12 @@ impl CpuTensor {
         &mut self.data
     }
 
-    fn num_rows(&self) -> usize {
+    pub(crate) fn num_rows(&self) -> usize {
         self.data.len() / self.width
     }
 
     /// Within the capacity given at creation this does not allocate.
-    fn set_rows(&mut self, num_rows: usize) -> &mut [f32] {
+    pub(crate) fn set_rows(&mut self, num_rows: usize) -> &mut [f32] {
         self.data.resize(num_rows * self.width, 0.0);
         &mut self.data
     }
@@ -59,9 +64,41 @@ pub struct CpuDevice {
     isa: Isa,
     cache: KvCache,
     rope: RopeTable,
-    quantized: QuantizedRows,
-    lora: LoraScratch,
-    segments: Vec<Range<usize>>,
+    projector: Projector,
+    vocab_size: usize,
+    given: GivenKv,
+}
+
+/// Keys and values of one layer that adapters give for virtual tokens, and where they go.
+#[derive(Debug, Default)]
+struct GivenKv {
+    slots: Vec<KvSlot>,
+    /// `[slots, kv heads, head dim]`
+    keys: Vec<f32>,
+    /// The same.
+    values: Vec<f32>,
+}
+
+impl GivenKv {
+    /// Those of a batch; virtual tokens begin at `vocab_size`.
+    fn gather(&mut self, batch: &ForwardBatch, layer: usize, vocab_size: usize) {
+        self.slots.clear();
+        self.keys.clear();
+        self.values.clear();
+        for segment in &batch.segments {
+            let Some(adapter) = segment.adapter.as_ref().filter(|a| a.has_kv_prefix()) else {
+                continue;
+            };
+            for row in segment.rows.clone() {
+                let Some(index) = (batch.tokens[row] as usize).checked_sub(vocab_size) else {
+                    continue;
+                };
+                if adapter.kv_prefix_into(layer, index, &mut self.keys, &mut self.values) {
+                    self.slots.push(batch.slots[row]);
+                }
+            }
+        }
+    }
 }
 
 impl CpuDevice {
@@ -82,9 +119,9 @@ impl CpuDevice {
             isa: Isa::detect(),
             cache: KvCache::new(kv_shape(config), kv_dtype, arena),
             rope: RopeTable::new(&config.rope.frequencies(), max_model_len, 1.0),
-            quantized: QuantizedRows::default(),
-            lora: LoraScratch::default(),
-            segments: Vec::new(),
+            projector: Projector::default(),
+            vocab_size: config.spec.vocab_size,
+            given: GivenKv::default(),
         }
     }
 
@@ -122,7 +159,7 @@ impl Device for CpuDevice {
     type Adapter = PlacedAdapter;
 
     fn tensor(&mut self, _: TensorKind, max_rows: usize, width: usize) -> CpuTensor {
-        CpuTensor { data: Vec::with_capacity(max_rows * width), width }
+        CpuTensor::new(max_rows, width)
     }
 
     fn embed(&mut self, batch: &ForwardBatch, table: &PackedLinear, out: &mut CpuTensor) {
@@ -130,12 +167,13 @@ impl Device for CpuDevice {
         let rows = out.set_rows(batch.num_rows());
         embedding::gather_rows_into(&self.pool, table, &batch.tokens, rows);
         for segment in &batch.segments {
-            let update = segment.adapter.as_ref().and_then(|adapter| adapter.embedding());
-            if let Some(update) = update {
-                let range = segment.rows.start * width..segment.rows.end * width;
-                let tokens = &batch.tokens[segment.rows.clone()];
-                let out = &mut out.data[range];
-                lora::add_embedding(self.isa, &update, tokens, out, &mut self.lora);
+            let Some(adapter) = &segment.adapter else { continue };
+            let range = segment.rows.start * width..segment.rows.end * width;
+            let tokens = &batch.tokens[segment.rows.clone()];
+            let out = &mut out.data[range];
+            adapter.replace_embeddings(self.vocab_size, tokens, out);
+            if let Some(update) = adapter.embedding() {
+                lora::add_embedding(self.isa, &update, tokens, out, &mut self.projector.lora);
             }
         }
     }
@@ -155,62 +193,7 @@ impl Device for CpuDevice {
         segments: &[AdapterSegment],
         projections: &mut [Projection<'_, Self>],
     ) {
-        let num_rows = x.num_rows();
-        if projections.iter().any(|projection| projection.weight.format().is_integer()) {
-            self.quantized.quantize(&self.pool, self.isa, &x.data, x.width);
-        }
-        let input = Input { rows: &x.data, quantized: &self.quantized, num_rows };
-        let mut sites = [Site::LmHead; 3];
-        for (site, projection) in sites.iter_mut().zip(projections.iter()) {
-            *site = projection.site;
-        }
-        for projection in projections.iter_mut() {
-            projection.out.set_rows(num_rows);
-        }
-        let mut jobs = projections.iter_mut().map(|projection| Job {
-            weight: projection.weight,
-            bias: projection.bias.map(Vec::as_slice),
-            accumulate: projection.accumulate,
-            out: &mut projection.out.data,
-        });
-        // One to three, on the stack.
-        match (jobs.next(), jobs.next(), jobs.next()) {
-            (Some(a), Some(b), Some(c)) => {
-                matmul::matmul(&self.pool, self.isa, input, &mut [a, b, c]);
-            }
-            (Some(a), Some(b), None) => matmul::matmul(&self.pool, self.isa, input, &mut [a, b]),
-            (Some(a), ..) => matmul::matmul(&self.pool, self.isa, input, &mut [a]),
-            (None, ..) => return,
-        }
-        if segments.iter().all(|segment| segment.adapter.is_none()) {
-            return;
-        }
-        self.segments.clear();
-        self.segments.extend(segments.iter().map(|segment| segment.rows.clone()));
-        let mut targets = projections.iter_mut().map(|projection| LoraTarget {
-            num_outputs: projection.weight.num_outputs(),
-            out: &mut projection.out.data,
-        });
-        let update =
-            |segment: usize, target: usize| segments[segment].adapter.as_ref()?.at(sites[target]);
-        let mut apply = |targets: &mut [LoraTarget<'_>]| {
-            lora::apply(
-                &self.pool,
-                self.isa,
-                &x.data,
-                x.width,
-                &self.segments,
-                targets,
-                update,
-                &mut self.lora,
-            );
-        };
-        match (targets.next(), targets.next(), targets.next()) {
-            (Some(a), Some(b), Some(c)) => apply(&mut [a, b, c]),
-            (Some(a), Some(b), None) => apply(&mut [a, b]),
-            (Some(a), ..) => apply(&mut [a]),
-            (None, ..) => {}
-        }
+        self.projector.project((&self.pool, self.isa), x, segments, projections);
     }
 
     fn rotate_and_store(
@@ -225,6 +208,11 @@ impl Device for CpuDevice {
         self.rope.rotate(&self.pool, &mut q.data, head_dim, &batch.positions);
         self.rope.rotate(&self.pool, &mut k.data, head_dim, &batch.positions);
         self.cache.store(&self.pool, layer, &k.data, &v.data, &batch.slots);
+        self.given.gather(batch, layer, self.vocab_size);
+        if !self.given.slots.is_empty() {
+            let GivenKv { slots, keys, values } = &self.given;
+            self.cache.store(&self.pool, layer, keys, values, slots);
+        }
     }
 
     fn attention(

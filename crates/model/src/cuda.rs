@@ -44,6 +44,8 @@ impl CudaDevice {
             half,
             kv_type,
             kv_shape: kv_shape(config),
+            hidden_size: config.spec.hidden_size,
+            vocab_size: config.spec.vocab_size,
             num_heads: config.spec.num_heads,
             frequencies: config.rope.frequencies(),
             max_inputs: config.spec.intermediate_size.max(config.spec.hidden_size),

@@ -5,12 +5,15 @@
 //!
 //! * [`config`], [`hf_config`], [`gguf_config`], [`rope`]: a model is a description.
 //! * [`load`]: GGUF or Hugging Face → [`ModelWeights`], quantized as stored or on request.
+//! * [`checkpoint`]: single linears of a checkpoint, later.
 //! * [`device`]: the operations a decoder needs; [`cpu`]: those on the CPU.
 //! * [`decoder`]: the one decoder.
 
 pub mod batch;
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
+mod cpu_project;
 pub mod cuda;
 pub mod decoder;
 pub mod device;
@@ -28,6 +31,7 @@ mod shapes;
 pub mod weights;
 
 pub use batch::{AdapterSegment, ForwardBatch};
+pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use cpu::CpuDevice;
 pub use cuda::CudaDevice;

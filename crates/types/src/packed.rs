@@ -6,10 +6,11 @@
 //! less than a row a page.
 
 use crate::adapter::{
-    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
-    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix,
+    LowRankUpdate, LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 use crate::id::{ContentHash, TokenId};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -98,9 +99,11 @@ pub struct PackedVectors {
 pub struct PackedBottleneck {
     /// Where it applies.
     pub site: Site,
-    /// `[rank]`: the scales of quantized rows of A, else 1.
+    /// What is multiplied with A.
+    pub reads: BottleneckInput,
+    /// `[rank]`: of the rows of A, 1 if they have none.
     pub a_scales: Box<[f32]>,
-    /// `[rank]`: the scales of quantized rows of B, else 1.
+    /// `[rank]`: of the rows of B, 1 if they have none.
     pub b_scales: Box<[f32]>,
     /// Between the two.
     pub activation: Activation,
@@ -230,7 +233,7 @@ impl Packer {
     /// For chunks of `chunk_bytes`.
     #[must_use]
     pub fn new(chunk_bytes: usize) -> Self {
-        let pages = Pages { chunk_bytes, pages: Vec::new() };
+        let pages = Pages { chunk_bytes, pages: Vec::new(), packed: HashMap::new() };
         Self { pages, layout: AdapterLayout::default() }
     }
 
@@ -286,6 +289,7 @@ impl Packer {
         };
         self.layout.bottlenecks.push(PackedBottleneck {
             site: bottleneck.site,
+            reads: bottleneck.reads,
             a_scales: scales(&bottleneck.a),
             b_scales: scales(&bottleneck.b),
             activation: bottleneck.activation,
@@ -386,10 +390,18 @@ impl AdapterLayout {
     }
 }
 
+/// What two equal matrices have in common, and most others have not: type, rows, columns, first bytes.
+type Likeness = (Dtype, usize, usize, Box<[u8]>);
+
+/// First bytes of a [`Likeness`].
+const NUM_FIRST_BYTES: usize = 64;
+
 #[derive(Debug)]
 struct Pages {
     chunk_bytes: usize,
     pages: Vec<Vec<u8>>,
+    /// The last matrix of each likeness: a method may have one for many sites (VeRA).
+    packed: HashMap<Likeness, PackedMatrix>,
 }
 
 impl Pages {
@@ -404,6 +416,13 @@ impl Pages {
         let row_bytes = tensor.cols * tensor.dtype.size();
         if row_bytes > self.chunk_bytes {
             return Err(RowTooLarge { row_bytes, chunk_bytes: self.chunk_bytes });
+        }
+        let first = tensor.data.len().min(NUM_FIRST_BYTES);
+        let likeness = (tensor.dtype, tensor.rows, tensor.cols, tensor.data[..first].into());
+        if let Some(packed) = self.packed.get(&likeness)
+            && self.holds(packed, &tensor.data)
+        {
+            return Ok(packed.clone());
         }
         let mut runs = Vec::with_capacity(1);
         let mut row = 0;
@@ -427,7 +446,21 @@ impl Pages {
             row += num_rows;
         }
         let (dtype, rows, cols) = (tensor.dtype, tensor.rows, tensor.cols);
-        Ok(PackedMatrix { dtype, rows, cols, runs: runs.into() })
+        let packed = PackedMatrix { dtype, rows, cols, runs: runs.into() };
+        self.packed.insert(likeness, packed.clone());
+        Ok(packed)
+    }
+
+    /// Whether a packed matrix has these bytes.
+    fn holds(&self, packed: &PackedMatrix, mut data: &[u8]) -> bool {
+        packed.runs.iter().enumerate().all(|(index, run)| {
+            let next =
+                packed.runs.get(index + 1).map_or(packed.rows, |next| next.first_row as usize);
+            let len = (next - run.first_row as usize) * packed.row_bytes();
+            let (here, rest) = data.split_at(len);
+            data = rest;
+            self.pages[run.page as usize][run.offset as usize..][..len] == *here
+        })
     }
 }
 
@@ -470,6 +503,26 @@ mod tests {
             let (last, others) = packed.pages.split_last().unwrap();
             assert!(last.len() <= chunk_bytes);
             assert!(others.iter().all(|page| page.len() == chunk_bytes));
+        }
+    }
+
+    #[test]
+    fn equal_matrices_are_packed_once_and_alike_ones_are_not() {
+        let mut lowered = adapter(&[16, 16, 16]);
+        let first = lowered.low_rank[0].a.clone();
+        lowered.low_rank[1].a = first.clone();
+        // Differs in its last byte only.
+        lowered.low_rank[2].a = first;
+        if let Some(last) = lowered.low_rank[2].a.data.last_mut() {
+            *last ^= 1;
+        }
+        for chunk_bytes in [192, 1 << 20] {
+            let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
+            assert_eq!(packed.low_rank[0].a, packed.low_rank[1].a);
+            assert_ne!(packed.low_rank[0].a, packed.low_rank[2].a);
+            for (update, packed_update) in lowered.low_rank.iter().zip(&packed.low_rank) {
+                assert_eq!(unpacked(&packed, &packed_update.a), *update.a.data);
+            }
         }
     }
 

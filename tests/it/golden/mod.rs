@@ -5,6 +5,7 @@ mod adapters;
 mod compositions;
 mod demo_base;
 mod gguf;
+mod methods;
 mod models;
 mod tokenizer;
 

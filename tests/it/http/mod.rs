@@ -7,6 +7,7 @@ mod composed;
 mod faults;
 mod lifecycle;
 mod tenants;
+mod virtual_tokens;
 
 use crate::support::demo::model_path;
 use crate::support::server::Server;

@@ -1,5 +1,5 @@
 use super::*;
-use weft_types::{Activation, ContentHash, LoweredAdapter};
+use weft_types::{Activation, BottleneckInput, ContentHash, LoweredAdapter};
 
 const HASH: ContentHash = ContentHash([9; 32]);
 const Q0: Site = Site::Layer { layer: 0, module: Module::Q };
@@ -171,6 +171,7 @@ fn shifts_add_up_and_gains_stay_where_they_are() {
 fn bottleneck() -> LoweredAdapter {
     let bottleneck = Bottleneck {
         site: O1,
+        reads: BottleneckInput::Residual,
         a: tensor_of(Dtype::I8, 2, 10, 3),
         a_bias: [1.0, 2.0].into(),
         activation: Activation::Silu,
@@ -194,7 +195,7 @@ fn a_bottleneck_and_virtual_tokens_of_one_part_each_are_kept_as_they_are() {
     assert_eq!((&got.a_scales, &got.b_scales), (&want.a_scales, &want.b_scales));
     assert_eq!(rows_of(&all, &got.a), rows_of(&pack(&b), &want.a));
     assert_eq!(rows_of(&all, &got.a_bias), [1.0, 2.0]);
-    assert_eq!(got.activation, Activation::Silu);
+    assert_eq!((got.activation, got.reads), (Activation::Silu, BottleneckInput::Residual));
     let rows = all.token_rows.as_ref().unwrap();
     assert_eq!((&*rows.tokens, all.num_virtual_tokens), ([100, 101].as_slice(), 2));
     assert_eq!(rows_of(&all, &rows.rows), values(20, 1));

@@ -1,6 +1,6 @@
 //! Models on a GPU: flags and a path in, an executor out.
 
-use super::{BuiltExecutor, MemoryPlan, load};
+use super::{BuiltExecutor, MemoryPlan, base_weights, load, quantize};
 use crate::args::EngineArgs;
 use crate::args::serve::{KvCacheDtype, LoadFormat};
 use crate::size::ByteSize;
@@ -48,7 +48,12 @@ pub(super) fn build(path: &Path, args: &EngineArgs, max_lora_rank: usize) -> Res
     let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
     let executor = CudaExecutor::on_gpu(&gpu, model, half, &config)?;
     let device = describe(&gpu);
-    Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
+    let base_weights = match args.load_format {
+        LoadFormat::Dummy => None,
+        LoadFormat::Auto => Some(base_weights::of_checkpoint(path, quantize(args))?),
+    };
+    let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
+    Ok(BuiltExecutor { base_weights, ..built })
 }
 
 fn describe(gpu: &Gpu) -> String {

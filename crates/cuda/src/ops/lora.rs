@@ -3,10 +3,9 @@
 //! `y_p[t,:] += sum_j scales[j] * (x[t,:] . A_p[j,:]) * B_p[j,:]`, `x:[T,K]`, `A:[rank,K]`,
 //! `B:[rank,N]`, `y:[T,N]`, for up to three targets p that share x. Decode (BGMV):
 //! `kernels/lora/bgmv_{shrink,expand}.cu`; prefill (SGMV): `kernels/lora/sgmv_{shrink,expand}.cu`; the embedding's
-//! update and gains beside them. What an adapter has where: [`crate::adapter_table`]; which rows:
+//! update beside them. What an adapter has where: [`crate::adapter_table`]; which rows:
 //! [`crate::work_list`].
 
-use crate::adapter_table::Gain;
 use crate::driver::{DevicePtr, DriverError, Shape};
 use crate::gpu::{Gpu, HalfType};
 use crate::work_list::MAX_PREFILL_ROWS;
@@ -145,18 +144,6 @@ struct LoraEmbeddingParams {
     h_width: u32,
 }
 
-/// As in the kernels.
-#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]
-#[repr(C)]
-struct GainsParams {
-    pieces: DevicePtr,
-    x: DevicePtr,
-    site: u32,
-    width: u32,
-    is_input: u32,
-    pad: u32,
-}
-
 /// Adds the updates of pieces of up to [`crate::work_list::MAX_DECODE_ROWS`].
 ///
 /// # Safety
@@ -176,6 +163,20 @@ pub unsafe fn bgmv(
     if input.num_pieces == 0 || targets.is_empty() || input.max_rank == 0 {
         return Ok(());
     }
+    // SAFETY: the caller's promise.
+    unsafe {
+        bgmv_shrink(gpu, half, input, targets)?;
+        bgmv_expand(gpu, (half, out), input, targets)
+    }
+}
+
+/// The first half of [`bgmv`]: `h[p,t,j]`.
+pub(super) unsafe fn bgmv_shrink(
+    gpu: &Gpu,
+    half: HalfType,
+    input: &LoraInput,
+    targets: &[LoraTarget],
+) -> Result<(), DriverError> {
     let params = BgmvShrinkParams {
         pieces: input.pieces,
         x: input.x,
@@ -193,10 +194,7 @@ pub unsafe fn bgmv(
     let grid = [input.num_pieces, num_blocks, targets.len()].map(|n| n as u32);
     let shape = Shape { grid, threads: 256, shared_bytes: 0 };
     // SAFETY: the caller's promise; the kernel takes this struct.
-    unsafe {
-        gpu.launch(kernel, shape, &params)?;
-        bgmv_expand(gpu, (half, out), input, targets)
-    }
+    unsafe { gpu.launch(kernel, shape, &params) }
 }
 
 /// Adds the updates of pieces of up to [`MAX_PREFILL_ROWS`].
@@ -218,6 +216,20 @@ pub unsafe fn sgmv(
     if input.num_pieces == 0 || targets.is_empty() || input.max_rank == 0 {
         return Ok(());
     }
+    // SAFETY: the caller's promise.
+    unsafe {
+        sgmv_shrink(gpu, half, input, targets)?;
+        sgmv_expand(gpu, (half, out), input, targets, num_splits(input.num_inputs))
+    }
+}
+
+/// The first half of [`sgmv`]: `h[p,s,t,j]`, to be added up over parts s of K.
+pub(super) unsafe fn sgmv_shrink(
+    gpu: &Gpu,
+    half: HalfType,
+    input: &LoraInput,
+    targets: &[LoraTarget],
+) -> Result<(), DriverError> {
     let num_splits = num_splits(input.num_inputs);
     let params = SgmvShrinkParams {
         pieces: input.pieces,
@@ -238,10 +250,7 @@ pub unsafe fn sgmv(
     let grid = [input.num_pieces, num_blocks, targets.len()].map(|n| n as u32);
     let shape = Shape { grid, threads: 128, shared_bytes: SHRINK_SHARED_BYTES as u32 };
     // SAFETY: the caller's promise; the kernel takes this struct.
-    unsafe {
-        gpu.launch(kernel, shape, &params)?;
-        sgmv_expand(gpu, (half, out), input, targets, num_splits)
-    }
+    unsafe { gpu.launch(kernel, shape, &params) }
 }
 
 /// Which kernels a list of pieces is for.
@@ -287,37 +296,8 @@ pub unsafe fn embedding(
     }
 }
 
-/// `x[t,:] *= gain` in place, `x:[T,N]` of `half`, or of f32 for `None`, for rows whose adapter has
-/// this gain at `site`. Input gains come before [`bgmv`] and [`sgmv`], output gains after.
-///
-/// # Safety
-/// The memory is there, and so are the adapters of all pieces.
-///
-/// # Errors
-/// When the driver fails.
-pub unsafe fn apply_gains(
-    gpu: &Gpu,
-    half: Option<HalfType>,
-    (pieces, num_pieces): (DevicePtr, usize),
-    (site, gain): (u32, Gain),
-    (x, width): (DevicePtr, usize),
-) -> Result<(), DriverError> {
-    if num_pieces == 0 {
-        return Ok(());
-    }
-    let kernel = match half {
-        Some(HalfType::F16) => "apply_gains_f16",
-        Some(HalfType::Bf16) => "apply_gains_bf16",
-        None => "apply_gains_f32",
-    };
-    let is_input = u32::from(gain == Gain::In);
-    let params = GainsParams { pieces, x, site, width: width as u32, is_input, pad: 0 };
-    let grid = [width.div_ceil(8 * 256) as u32, num_pieces as u32, 1];
-    // SAFETY: the caller's promise; the kernel takes this struct.
-    unsafe { gpu.launch(kernel, Shape { grid, threads: 256, shared_bytes: 0 }, &params) }
-}
-
-unsafe fn bgmv_expand(
+/// The second half of [`bgmv`].
+pub(super) unsafe fn bgmv_expand(
     gpu: &Gpu,
     (half, out): (HalfType, OutType),
     input: &LoraInput,
@@ -339,7 +319,8 @@ unsafe fn bgmv_expand(
     unsafe { gpu.launch("bgmv_expand", shape, &params) }
 }
 
-unsafe fn sgmv_expand(
+/// The second half of [`sgmv`], of h in so many parts.
+pub(super) unsafe fn sgmv_expand(
     gpu: &Gpu,
     (half, out): (HalfType, OutType),
     input: &LoraInput,
@@ -386,12 +367,12 @@ fn expand_shape(input: &LoraInput, targets: &[LoraTarget], block_outputs: usize)
 }
 
 /// Floats of a row of h: read four at a time.
-fn h_width(max_rank: usize) -> usize {
+pub(super) fn h_width(max_rank: usize) -> usize {
     max_rank.next_multiple_of(4)
 }
 
 /// Parts of K in prefill: of the width only, so that a row's sums are the same in any step.
-fn num_splits(num_inputs: usize) -> usize {
+pub(super) fn num_splits(num_inputs: usize) -> usize {
     num_inputs.div_ceil(split_inputs(num_inputs)).max(1)
 }
 

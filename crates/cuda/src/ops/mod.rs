@@ -2,7 +2,10 @@
 //! and launches, and the same in plain f64 as a reference for tests.
 
 pub mod attention;
+pub mod bottleneck;
 pub mod embedding;
+pub mod gains;
+pub mod given_rows;
 pub mod kv_cache;
 pub mod lora;
 pub mod matmul;

@@ -1,6 +1,6 @@
-//! What works on rows or numbers one by one: the gated activation, and the choice of rows.
+//! What works on rows or numbers one by one: the gated activation, copies, and the choice of rows.
 //!
-//! Kernels: `kernels/activation/silu_mul.cu`, `kernels/rows/gather.cu`.
+//! Kernels: `kernels/activation/silu_mul.cu`, `kernels/rows/copy.cu`, `kernels/rows/gather.cu`.
 
 use crate::driver::{DevicePtr, DriverError, Shape};
 use crate::gpu::{Gpu, HalfType};
@@ -22,6 +22,17 @@ struct GatherParams {
     rows: DevicePtr,
     out: DevicePtr,
     width: u32,
+    pad: u32,
+}
+
+/// As in the kernel.
+#[derive(Clone, Copy, Debug, bytemuck::NoUninit)]
+#[repr(C)]
+struct CopyParams {
+    x: DevicePtr,
+    out: DevicePtr,
+    num: u64,
+    is_aligned: u32,
     pad: u32,
 }
 
@@ -48,6 +59,27 @@ pub unsafe fn silu_mul(
     let params = SiluMulParams { gate, up, num: num as u64 };
     // SAFETY: the caller's promise; the kernel takes this struct.
     unsafe { gpu.launch(kernel, Shape::of(num.div_ceil(8 * 256), 256), &params) }
+}
+
+/// `out = x`: `num` numbers of 16 bits each.
+///
+/// # Safety
+/// The memory is there.
+///
+/// # Errors
+/// When the driver fails.
+pub unsafe fn copy_halves(
+    gpu: &Gpu,
+    (x, out): (DevicePtr, DevicePtr),
+    num: usize,
+) -> Result<(), DriverError> {
+    if num == 0 {
+        return Ok(());
+    }
+    let is_aligned = u32::from(x.0.is_multiple_of(16) && out.0.is_multiple_of(16));
+    let params = CopyParams { x, out, num: num as u64, is_aligned, pad: 0 };
+    // SAFETY: the caller's promise; the kernel takes this struct.
+    unsafe { gpu.launch("copy_halves", Shape::of(num.div_ceil(8 * 256), 256), &params) }
 }
 
 /// `out[i,:] = x[rows[i],:]`, `x:[T,N]` f32, `rows:[R]` u32 in device memory, `out:[R,N]` f32.

@@ -7,10 +7,12 @@
 mod attention;
 mod embedding;
 mod emulator;
+mod given_rows;
 mod lora;
 mod matmul;
 mod norm;
 mod paged;
+mod parts;
 mod rope;
 mod rows;
 mod sampling;

@@ -37,3 +37,19 @@ fn rows_are_gathered() {
         assert_eq!(out.read(0..4 * width).unwrap(), want);
     }
 }
+
+#[test]
+fn halves_are_copied_from_and_to_any_place() {
+    let (gpu, mut rng) = (gpu(), Rng::new(22));
+    for (num, first) in [(1, 0), (2083, 0), (2048, 0), (77, 3)] {
+        let x = to_halves(HALVES[0], &rng.floats(num + first));
+        let before = to_halves(HALVES[0], &rng.floats(num + first + 1));
+        let (dx, out) = (gpu.upload(&x).unwrap(), gpu.upload(&before).unwrap());
+        // SAFETY: the buffers are as long as this says.
+        unsafe { rows::copy_halves(&gpu, (dx.at(first), out.at(first)), num) }.unwrap();
+        let got = out.read(0..before.len()).unwrap();
+        assert_eq!(got[first..first + num], x[first..]);
+        assert_eq!(got[first + num], before[first + num]);
+        assert_eq!(got[..first], before[..first]);
+    }
+}

@@ -49,6 +49,12 @@ impl PlacedAdapter {
     pub fn embedding(&self) -> Option<PlacedEmbedding<'_>> {
         Some(PlacedEmbedding { packed: self.layout.embedding.as_ref()?, chunks: &self.chunks })
     }
+
+    /// One of its matrices.
+    #[inline]
+    pub(super) fn matrix<'a>(&'a self, packed: &'a PackedMatrix) -> PlacedMatrix<'a> {
+        PlacedMatrix::new(packed, &self.chunks)
+    }
 }
 
 /// A [`PackedUpdate`] on the device.

@@ -8,11 +8,11 @@ use weft_types::{
     PackedAdapter, Site,
 };
 
-const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
+pub(super) const DTYPES: [Dtype; 4] = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8];
 /// Larger than any matrix here.
 const ONE_CHUNK: usize = 1 << 22;
 
-fn noise(seed: u32) -> impl FnMut() -> f32 {
+pub(super) fn noise(seed: u32) -> impl FnMut() -> f32 {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     move || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -20,7 +20,12 @@ fn noise(seed: u32) -> impl FnMut() -> f32 {
     }
 }
 
-fn tensor(dtype: Dtype, rows: usize, cols: usize, next: &mut impl FnMut() -> f32) -> AdapterTensor {
+pub(super) fn tensor(
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    next: &mut impl FnMut() -> f32,
+) -> AdapterTensor {
     let mut data = Vec::new();
     for _ in 0..rows * cols {
         match dtype {
@@ -35,7 +40,7 @@ fn tensor(dtype: Dtype, rows: usize, cols: usize, next: &mut impl FnMut() -> f32
 }
 
 /// The value of an element, row scale included.
-fn value(tensor: &AdapterTensor, row: usize, col: usize) -> f64 {
+pub(super) fn value(tensor: &AdapterTensor, row: usize, col: usize) -> f64 {
     let row_bytes = tensor.cols * tensor.dtype.size();
     let scale = tensor.row_scales.as_ref().map_or(1.0, |scales| scales[row]);
     let stored = element(tensor.dtype, &tensor.data[row * row_bytes..][..row_bytes], col);
@@ -67,7 +72,11 @@ fn place(
         embedding: embedding.cloned(),
         ..LoweredAdapter::default()
     };
-    let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
+    place_lowered(&lowered, chunk_bytes)
+}
+
+pub(super) fn place_lowered(lowered: &LoweredAdapter, chunk_bytes: usize) -> PlacedAdapter {
+    let packed = PackedAdapter::pack(lowered, chunk_bytes).unwrap();
     let chunks: Vec<BlockId> = (0..packed.num_chunks as u32).rev().map(BlockId).collect();
     let lent = Arena::new(chunks.len(), chunk_bytes).lend(&chunks);
     PlacedAdapter::copy(&packed, lent)
