@@ -24,6 +24,9 @@ PARTS = {
     "models": "tiny_models",
     "adapters": "tiny_adapters",
     "bases": "tiny_bases",
+    "activated": "tiny_activated",
+    "compositions": "tiny_compositions",
+    "methods": "tiny_methods",
     "gguf": "gguf_files",
     "chat": "chat_templates",
 }

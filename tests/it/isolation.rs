@@ -49,6 +49,22 @@ fn strangers(model: &LoadedModel) -> Vec<Request> {
         .collect()
 }
 
+/// The same, but every adapter becomes active somewhere in its prompts.
+fn activated(model: &LoadedModel) -> Vec<Request> {
+    const INVOCATION: [u32; 2] = [7, 300];
+    let activate = |(i, mut request): (usize, Request)| {
+        if let Some(adapter) = &mut request.adapter {
+            let adapter = Arc::make_mut(adapter);
+            adapter.content_hash.0[31] ^= 0x55;
+            adapter.invocation_tokens = Some(INVOCATION.into());
+            let at = i * 7 % request.prompt.len();
+            request.prompt.splice(at..at, INVOCATION);
+        }
+        request
+    };
+    strangers(model).into_iter().enumerate().map(activate).collect()
+}
+
 fn prompt(seed: usize, len: usize) -> Vec<u32> {
     (0..len).map(|t| ((t * 31 + seed * 17 + t * t) % 320) as u32).collect()
 }
@@ -117,6 +133,31 @@ fn prefix_cache_hits_do_not_change_a_bit_and_never_cross_adapters() {
         assert_same(&got, &want);
         let late = &got[first.len()..];
         assert!(late.iter().all(|answer| answer.num_cached == 48), "all but the last block hit");
+    }
+}
+
+#[test]
+fn activated_adapters_answer_the_same_bits_alone_chunked_and_from_the_cache_of_the_base() {
+    for model in models() {
+        let requests = activated(&model);
+        let want: Vec<Answer> =
+            requests.iter().map(|request| alone(&model, Setup::default(), request)).collect();
+        for max_num_batched_tokens in [512, 7, 1] {
+            let setup = Setup { max_num_batched_tokens, ..Setup::default() };
+            assert_same(&run(&model, setup, &requests).0, &want);
+        }
+        // The base has seen every prompt before, and both have once they come again.
+        let later = |request: &Request, arrival| Request { arrival, ..request.clone() };
+        let base = requests.iter().map(|request| Request { adapter: None, ..later(request, 0) });
+        let twice = [300, 600].map(|arrival| requests.iter().map(move |r| later(r, arrival)));
+        let all: Vec<Request> = base.chain(twice.into_iter().flatten()).collect();
+        let setup = Setup { enable_prefix_caching: true, ..Setup::default() };
+        let (got, _) = run(&model, setup, &all);
+        let (got, again) = got[requests.len()..].split_at(requests.len());
+        assert_same(got, &want);
+        assert_same(again, &want);
+        let cached = |answers: &[Answer]| answers.iter().map(|one| one.num_cached).sum::<usize>();
+        assert!(0 < cached(got) && cached(got) < cached(again));
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a registry is told at start.
 
+use crate::base_weights::BaseWeights;
 use crate::dtype::AdapterDtype;
 use crate::read::DEFAULT_MAX_LORA_RANK;
 use crate::storage::{LocalFiles, Storage};
@@ -13,6 +14,8 @@ use weft_types::{BaseModelSpec, HeapPages, PageAllocator};
 pub struct RegistryConfig {
     /// The model that adapters must fit.
     pub base: BaseModelSpec,
+    /// Its weights, for the methods that need them. Without them those are refused.
+    pub base_weights: Option<Arc<dyn BaseWeights>>,
     /// Its names: no adapter may have one of them.
     pub base_names: Vec<String>,
     /// The largest rank that is accepted.
@@ -40,12 +43,14 @@ pub struct RegistryConfig {
 }
 
 impl RegistryConfig {
-    /// No directory, no reserved names, ranks up to 512, chunks of 2 MiB, unbounded memory, weights
-    /// as in the files, 30 s of patience, 32 reads and two conversions at once, pages on the heap.
+    /// No weights, no directory, no reserved names, ranks up to 512, chunks of 2 MiB, unbounded memory,
+    /// weights as in the files, 30 s of patience, 32 reads and two conversions at once, pages on the
+    /// heap.
     #[must_use]
     pub fn new(base: BaseModelSpec) -> Self {
         Self {
             base,
+            base_weights: None,
             base_names: Vec::new(),
             max_lora_rank: DEFAULT_MAX_LORA_RANK,
             adapter_dir: None,

@@ -4,7 +4,7 @@
 
 use crate::error::{AdapterError, Refusal};
 use crate::names::check_adapter_name;
-use crate::read::{CONFIG_FILE, TENSORS_FILE, retry_transient};
+use crate::read::{CONFIG_FILE, HUB_TENSORS_FILE, TENSORS_FILE, retry_transient};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +53,8 @@ impl AdapterDirectory {
             // It may well be there.
             Err(cause) => return Err(io_error(config, cause)),
         }
-        for part in [path.clone(), path.join(CONFIG_FILE), path.join(TENSORS_FILE)] {
+        let files = [CONFIG_FILE, TENSORS_FILE, HUB_TENSORS_FILE].map(|file| path.join(file));
+        for part in std::iter::once(path.clone()).chain(files) {
             match retry_transient(|| part.canonicalize()) {
                 Ok(target) if target.starts_with(&self.canonical) => {}
                 // Said by whoever reads the files.

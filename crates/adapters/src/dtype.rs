@@ -37,7 +37,9 @@ pub(crate) fn convert(
         Update::Embedding(EmbeddingUpdate { a, b, .. }) => (vec![a, b], "the embedding".to_owned()),
         Update::TokenRows(rows) => (vec![&mut rows.rows], "the embedding".to_owned()),
         Update::KvPrefix(prefix) => (vec![&mut prefix.rows], "the prefix".to_owned()),
-        Update::Vectors(_) | Update::VirtualTokens(_) => return Ok(()),
+        Update::Vectors(_) | Update::VirtualTokens(_) | Update::InvocationTokens(_) => {
+            return Ok(());
+        }
     };
     for tensor in tensors {
         let target = match dtype {
@@ -129,13 +131,16 @@ fn quantize(tensor: &mut AdapterTensor) {
         }));
         scales.push(scale);
     }
+    if let Some(given) = &tensor.row_scales {
+        scales.iter_mut().zip(given).for_each(|(scale, given)| *scale *= given);
+    }
     tensor.dtype = Dtype::I8;
     tensor.data = data.into();
     tensor.row_scales = Some(scales.into());
 }
 
 /// The values of `bytes`, which are of a float type.
-fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
+pub(crate) fn decode(bytes: &[u8], dtype: Dtype, values: &mut Vec<f32>) {
     values.clear();
     match dtype {
         Dtype::F32 => {

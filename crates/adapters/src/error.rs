@@ -64,6 +64,22 @@ pub enum AdapterError {
         /// A predicate: `is empty`, `contains ".."`, …
         reason: &'static str,
     },
+    /// What a composition says cannot be.
+    #[error("the composition {formula} {reason}")]
+    Composition {
+        /// As it was written, in quotes, shortened if it is long.
+        formula: String,
+        /// A predicate: `names "a" twice; give it one scale`, …
+        reason: String,
+    },
+    /// A part of a composition does not exist.
+    #[error("the composition {formula} names the adapter {part:?}, which does not exist")]
+    MissingPart {
+        /// The composition, in quotes.
+        formula: String,
+        /// The part.
+        part: String,
+    },
     /// The path is not there, or is no directory.
     #[error("adapter {name:?} has no directory at {}{retry}", .path.display())]
     PathNotFound {

@@ -1,6 +1,7 @@
 //! Whether a registry's books agree: budget and entries, names and contents, loads and reservations.
 
-use crate::state::State;
+use crate::composition::is_unnamed;
+use crate::state::{MAX_UNNAMED, State};
 use std::sync::atomic::Ordering;
 
 /// All that is wrong, a sentence a line.
@@ -56,12 +57,19 @@ fn check_names(state: &State, wrong: &mut Vec<String>) {
         if attached != usize::from(known.generation.is_some()) {
             wrong.push(format!("{name} is attached {attached} times"));
         }
+        if is_unnamed(name) && known.generation.is_none() {
+            wrong.push(format!("{name} has no name and is not in memory"));
+        }
         if known.pinned && known.generation.is_none() {
             wrong.push(format!("{name} is pinned and not in memory"));
         }
         if state.revoked.contains(&**name) {
             wrong.push(format!("{name} is known and revoked"));
         }
+    }
+    let num_unnamed = state.names.keys().filter(|name| is_unnamed(name)).count();
+    if num_unnamed > MAX_UNNAMED {
+        wrong.push(format!("{num_unnamed} compositions without a name are remembered"));
     }
     for name in state.backoffs.names() {
         if state.names.get(name).is_some_and(|known| known.generation.is_some()) {

@@ -1,7 +1,7 @@
 //! From a PEFT directory to a pinned, validated adapter.
 //!
-//! * [`load_peft_dir`] turns `adapter_config.json` + `adapter_model.safetensors` into a
-//!   [`weft_types::LoweredAdapter`], or says in one sentence why it will not. Nothing in the files
+//! * [`load_peft_dir`] turns `adapter_config.json` + `adapter_model.safetensors` of any method that fits
+//!   into a [`weft_types::LoweredAdapter`], or says in one sentence why it will not. Nothing in the files
 //!   is ignored: what cannot be computed exactly is refused.
 //! * [`AdapterRegistry`] maps names to generations and keeps them packed in host memory, within a
 //!   budget: given at start, found in a directory when first asked for, or loaded at run time. A
@@ -9,8 +9,13 @@
 //!
 //! Knows no device, no HTTP and no scheduler.
 
+mod adapter_hub;
 mod backoff;
+mod base_weights;
 mod buffers;
+mod compose;
+mod composing;
+mod composition;
 mod config;
 mod directory;
 mod dtype;
@@ -37,6 +42,8 @@ mod targets;
 mod tensor_names;
 mod tensors;
 
+pub use base_weights::{BaseLinear, BaseWeights, ForBase};
+pub use composition::{Composition, CompositionPart, MAX_PARTS, MAX_SCALE};
 pub use config::RegistryConfig;
 pub use dtype::AdapterDtype;
 pub use error::{AdapterError, Refusal, RetryHint};

@@ -3,7 +3,9 @@
 //! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
 //! wait for each other in a circle.
 
+use crate::base_weights::ForBase;
 use crate::buffers::Buffers;
+use crate::composition::is_unnamed;
 use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::dtype::convert;
@@ -24,7 +26,7 @@ use tokio::task::spawn_blocking;
 use weft_types::{ContentHash, PackedAdapter, Packer, RowTooLarge};
 
 /// Files that change, or that turn out larger, are loaded again so often.
-const MAX_ATTEMPTS: usize = 5;
+pub(crate) const MAX_ATTEMPTS: usize = 5;
 
 /// Looks into the adapter directory at once.
 const MAX_CONCURRENT_LOOKS: usize = 32;
@@ -39,7 +41,7 @@ pub(crate) struct Shared {
     pub(crate) room: Notify,
     looks: Semaphore,
     reads: Semaphore,
-    lowerings: Semaphore,
+    pub(crate) lowerings: Semaphore,
     /// For whom loads are that no tenant asked for.
     pub(crate) no_tenant: Arc<str>,
     pub(crate) pacer: Pacer,
@@ -60,10 +62,10 @@ pub(crate) struct Loading {
 
 /// A load that is registered: what runs it. Dropped early, it is as if it had never been.
 pub(crate) struct Ticket {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     name: Arc<str>,
     /// Who asked first.
-    tenant: Arc<str>,
+    pub(crate) tenant: Arc<str>,
     id: u64,
     origin: Origin,
     explicit: bool,
@@ -94,6 +96,9 @@ impl Ticket {
     }
 
     async fn load(&self) -> Outcome {
+        if let Origin::Composed(composition) = &self.origin {
+            return self.compose(composition).await;
+        }
         let path = self.locate().await?;
         let mut num_bytes = 0;
         let mut failure = changing().of(&self.name);
@@ -130,7 +135,7 @@ impl Ticket {
                 }
             };
             let mut freed = Freed::default();
-            let published = self.publish(path.clone(), lowered, seconds, &mut freed);
+            let published = self.publish(path.clone(), lowered, Vec::new(), seconds, &mut freed);
             freed.drop_elsewhere().await;
             match published {
                 Ok(published) => return published,
@@ -201,7 +206,7 @@ impl Ticket {
         Ok(lowered)
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Shared>, &str) -> T + Send + 'static,
     ) -> Result<T, AdapterError> {
@@ -211,7 +216,7 @@ impl Ticket {
     }
 
     /// Waits until `num_bytes` can be set aside.
-    async fn reserve(&self, num_bytes: usize) -> Result<(), AdapterError> {
+    pub(crate) async fn reserve(&self, num_bytes: usize) -> Result<(), AdapterError> {
         let shared = &*self.shared;
         // What an earlier attempt had: who waits for room holds none.
         if shared.state.lock().host.release(self.id) {
@@ -238,10 +243,11 @@ impl Ticket {
 
     /// Makes the name stand for what was loaded. The error is the size of what found no room: it is
     /// a little more than its files were.
-    fn publish(
+    pub(crate) fn publish(
         &self,
         path: PathBuf,
         lowered: Lowered,
+        parts: Vec<(Arc<str>, ContentHash)>,
         seconds: f64,
         freed: &mut Freed,
     ) -> Result<Outcome, usize> {
@@ -251,7 +257,7 @@ impl Ticket {
         };
         let num_bytes = weights.as_ref().map_or(0, |weights| weights.num_bytes);
         let (id, name, origin) = (self.id, Arc::clone(&self.name), self.origin.clone());
-        let loaded = Loaded { id, name, origin, path, content_hash, weights, seconds };
+        let loaded = Loaded { id, name, origin, path, content_hash, weights, parts, seconds };
         let mut state = self.shared.state.lock();
         let is_wanted = state.loading.get(&self.name).is_some_and(|loading| loading.id == id);
         if !is_wanted {
@@ -282,30 +288,41 @@ impl Ticket {
             // Unloaded while it was loading.
             return AdapterError::NotFound { name: self.name.to_string() };
         }
-        state.note_failure(&self.name, self.explicit, &error, tokio::time::Instant::now());
+        // A composition's parts are remembered themselves.
+        if !matches!(self.origin, Origin::Composed(_)) {
+            state.note_failure(&self.name, self.explicit, &error, tokio::time::Instant::now());
+        }
         drop(state);
         self.shared.room.notify_waiters();
         error
     }
 
-    fn interrupted(&self) -> AdapterError {
-        AdapterError::Interrupted { name: self.name.to_string() }
+    /// As people know it.
+    pub(crate) fn label(&self) -> String {
+        match &self.origin {
+            Origin::Composed(composition) if is_unnamed(&self.name) => composition.to_string(),
+            _ => self.name.to_string(),
+        }
     }
 
-    fn memory_full(&self, needed: usize) -> AdapterError {
-        let (name, config) = (self.name.to_string(), &self.shared.config);
+    pub(crate) fn interrupted(&self) -> AdapterError {
+        AdapterError::Interrupted { name: self.label() }
+    }
+
+    pub(crate) fn memory_full(&self, needed: usize) -> AdapterError {
+        let (name, config) = (self.label(), &self.shared.config);
         let budget = config.host_memory_bytes.unwrap_or(usize::MAX);
         AdapterError::HostMemoryFull { name, needed, budget, waited: config.room_timeout }
     }
 
-    fn memory_too_small(&self, needed: usize) -> AdapterError {
+    pub(crate) fn memory_too_small(&self, needed: usize) -> AdapterError {
         let budget = self.shared.config.host_memory_bytes.unwrap_or(usize::MAX);
-        AdapterError::HostMemoryTooSmall { name: self.name.to_string(), needed, budget }
+        AdapterError::HostMemoryTooSmall { name: self.label(), needed, budget }
     }
 }
 
 /// What became of an adapter's files.
-enum Lowered {
+pub(crate) enum Lowered {
     Packed(PackedAdapter),
     /// Equal files are in memory.
     InMemory(Hold),
@@ -378,7 +395,7 @@ impl Shared {
         ReadFrom { storage, name, path, base, limits: self.limits(), buffers: &self.buffers }
     }
 
-    fn in_memory(self: &Arc<Self>, content_hash: &ContentHash) -> Option<Hold> {
+    pub(crate) fn in_memory(self: &Arc<Self>, content_hash: &ContentHash) -> Option<Hold> {
         let state = self.state.lock();
         let resident = Arc::clone(state.host.get(content_hash)?);
         Some(Hold::new_locked(resident, Arc::clone(self)))
@@ -391,7 +408,9 @@ impl Shared {
             return Ok(Lowered::InMemory(hold));
         }
         let AdapterFiles { config, tensors, .. } = files;
-        let (base, chunk_bytes) = (&self.config.base, self.config.chunk_bytes);
+        let weights = self.config.base_weights.as_deref();
+        let base = ForBase { spec: &self.config.base, weights };
+        let chunk_bytes = self.config.chunk_bytes;
         let too_large = |error: RowTooLarge| Refusal::new(error.to_string());
         let mut packer = Packer::in_pages_of(Arc::clone(&self.config.pages), chunk_bytes);
         lower_each(&config, &tensors, base, &self.limits(), |mut update| {
@@ -405,6 +424,10 @@ impl Shared {
                 Update::KvPrefix(prefix) => packer.push_kv_prefix(prefix),
                 Update::VirtualTokens(num) => {
                     packer.set_num_virtual_tokens(*num);
+                    Ok(())
+                }
+                Update::InvocationTokens(tokens) => {
+                    packer.set_invocation_tokens(Some(tokens.clone()));
                     Ok(())
                 }
             }

@@ -1,6 +1,7 @@
 //! Bytes of a stored matrix: copied, transposed, or searched for what is no number. Works on bit
 //! patterns, so that weights keep the dtype and the values that they have in the file.
 
+use crate::dtype::decode;
 use crate::error::Refusal;
 use crate::quoted::Quoted;
 use crate::tensors::FileTensor;
@@ -24,6 +25,27 @@ pub(crate) fn transposed(tensor: &FileTensor<'_>) -> AdapterTensor {
         _ => transposed_bytes::<4>(tensor.data, rows, cols),
     };
     AdapterTensor { dtype: tensor.dtype, rows: cols, cols: rows, data, row_scales: None }
+}
+
+/// The elements, row by row.
+pub(crate) fn values(tensor: &FileTensor<'_>) -> Vec<f32> {
+    let mut values = Vec::new();
+    decode(tensor.data, tensor.dtype, &mut values);
+    values
+}
+
+/// The elements of a matrix that was taken from a file.
+pub(crate) fn tensor_values(tensor: &AdapterTensor) -> Vec<f32> {
+    let mut values = Vec::new();
+    decode(&tensor.data, tensor.dtype, &mut values);
+    values
+}
+
+/// A computed matrix `[rows, cols]`: computed things stay in f32.
+pub(crate) fn computed(rows: usize, cols: usize, values: &[f32]) -> AdapterTensor {
+    debug_assert_eq!(values.len(), rows * cols);
+    let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    AdapterTensor { dtype: Dtype::F32, rows, cols, data, row_scales: None }
 }
 
 fn rows_and_cols(tensor: &FileTensor<'_>) -> (usize, usize) {

@@ -1,6 +1,7 @@
 //! Reads an adapter's two files into memory, once, as they were at one moment, never more than such
 //! an adapter can need. What the bytes mean is for `lower`.
 
+use crate::base_weights::ForBase;
 use crate::buffers::Buffers;
 use crate::error::{AdapterError, Refusal, RetryHint};
 use crate::lower::lower_peft_bytes;
@@ -15,17 +16,27 @@ use weft_types::{BaseModelSpec, ContentHash, LoweredAdapter, Module};
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 pub(crate) const TENSORS_FILE: &str = "adapter_model.safetensors";
 
+/// The tensors of AdapterHub's library.
+pub(crate) const HUB_TENSORS_FILE: &str = "adapter.safetensors";
+
 /// A configuration lists patterns per module at most: a megabyte is far beyond any.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Files that change the adapter and that are not read: each with what to do about it.
-const UNREAD_FILES: [(&str, &str); 2] = [
+const UNREAD_FILES: [(&str, &str); 3] = [
+    (
+        "head_config.json",
+        "prediction heads are not served; save it with save_adapter(..., with_head=False)",
+    ),
     ("new_embeddings.safetensors", "added tokens are not supported"),
     ("new_embeddings.bin", "added tokens are not supported"),
 ];
 
 /// Old spellings of the tensors' file.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
+
+/// And of AdapterHub's.
+const HUB_PICKLE: &str = "pytorch_adapter.bin";
 
 /// What a server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,14 +115,16 @@ pub(crate) fn content_hash(config: &[u8], tensors: &[u8]) -> ContentHash {
 /// # Errors
 /// [`AdapterError::PathNotFound`], [`AdapterError::Io`] and [`AdapterError::Rejected`]; the name in
 /// them is the directory's.
-pub fn load_peft_dir(
+pub fn load_peft_dir<'a>(
     path: &Path,
-    base: &BaseModelSpec,
+    base: impl Into<ForBase<'a>>,
     limits: &LoadLimits,
 ) -> Result<LoweredAdapter, AdapterError> {
+    let base = base.into();
     let name = path.file_name().map_or_else(|| ".".into(), |name| name.to_string_lossy());
     let buffers = &Buffers::default();
-    let from = ReadFrom { storage: &LocalFiles, name: &name, path, base, limits: *limits, buffers };
+    let (storage, spec) = (&LocalFiles, base.spec);
+    let from = ReadFrom { storage, name: &name, path, base: spec, limits: *limits, buffers };
     let Some(files) = from.read(u64::MAX)? else {
         return Err(changing().of(&name));
     };
@@ -160,7 +173,7 @@ enum Fault {
 impl ReadFrom<'_> {
     /// Bytes of both files together, after the checks that need no reading.
     pub(crate) fn measure(self) -> Result<u64, AdapterError> {
-        self.patiently(|| self.stamps().map(|[config, tensors]| config.len + tensors.len))
+        self.patiently(|| self.stamps().map(|([config, tensors], _)| config.len + tensors.len))
     }
 
     /// Both files; `None` if they have more than `max_bytes` together.
@@ -170,7 +183,7 @@ impl ReadFrom<'_> {
 
     /// Whether the files are still those of these stamps. False if they cannot be looked at.
     pub(crate) fn is_unchanged(self, stamps: &Stamps) -> bool {
-        self.stamps().is_ok_and(|now| now == *stamps)
+        self.stamps().is_ok_and(|(now, _)| now == *stamps)
     }
 
     /// Tries again after faults that pass.
@@ -218,8 +231,8 @@ impl ReadFrom<'_> {
         }
     }
 
-    /// Looks at both files without opening them.
-    fn stamps(self) -> Result<Stamps, Fault> {
+    /// Looks at both files without opening them; also says which the second is.
+    fn stamps(self) -> Result<(Stamps, &'static str), Fault> {
         if !self.stat(self.path)?.is_some_and(|stamp| stamp.is_dir) {
             return Err(Fault::NoDirectory);
         }
@@ -233,16 +246,24 @@ impl ReadFrom<'_> {
             return Err(Fault::Refused(Refusal::new(reason)));
         };
         check_stamp(CONFIG_FILE, &config, MAX_CONFIG_BYTES)?;
-        let Some(tensors) = self.stat(&self.path.join(TENSORS_FILE))? else {
-            return Err(Fault::Refused(self.no_tensors()));
-        };
-        check_stamp(TENSORS_FILE, &tensors, max_tensors_bytes(self.base, &self.limits))?;
-        Ok([config, tensors])
+        for file in [TENSORS_FILE, HUB_TENSORS_FILE] {
+            if let Some(tensors) = self.stat(&self.path.join(file))? {
+                check_stamp(file, &tensors, max_tensors_bytes(self.base, &self.limits))?;
+                return Ok(([config, tensors], file));
+            }
+        }
+        Err(Fault::Refused(self.no_tensors()))
     }
 
     fn no_tensors(self) -> Refusal {
-        let pickle = PICKLES.iter().find(|file| self.storage.stat(&self.path.join(file)).is_ok());
+        let is_there = |file: &str| self.storage.stat(&self.path.join(file)).is_ok();
+        let pickle = PICKLES.iter().find(|file| is_there(file));
         Refusal::new(match pickle {
+            None if is_there(HUB_PICKLE) => format!(
+                "has {HUB_PICKLE} but no {HUB_TENSORS_FILE}: pickle files can run code and are not \
+                 read; convert it by loading the adapter with adapters and calling \
+                 save_adapter(path, name, use_safetensors=True)"
+            ),
             Some(file) => format!(
                 "has {file} but no {TENSORS_FILE}: pickle files can run code and are not read; \
                  convert it by loading the adapter with peft and calling \
@@ -256,11 +277,11 @@ impl ReadFrom<'_> {
     /// directory or writes into a file meanwhile is noticed.
     fn read_once(self, max_bytes: u64) -> Result<Option<AdapterFiles>, Fault> {
         // Asked before opening, because opening a pipe would wait for its writer.
-        let stamps = self.stamps()?;
+        let (stamps, tensors_file) = self.stamps()?;
         if stamps[0].len + stamps[1].len > max_bytes {
             return Ok(None);
         }
-        let paths = [CONFIG_FILE, TENSORS_FILE].map(|file| self.path.join(file));
+        let paths = [CONFIG_FILE, tensors_file].map(|file| self.path.join(file));
         let [mut config, mut tensors] = [self.open(&paths[0])?, self.open(&paths[1])?];
         let files = AdapterFiles {
             config: read_exactly(

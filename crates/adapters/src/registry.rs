@@ -2,6 +2,7 @@
 //! what is in host memory does not change, and what had to leave it is read again when it is asked
 //! for. Knows no HTTP and no device.
 
+use crate::composition::{Composition, Formula, is_unnamed};
 use crate::config::RegistryConfig;
 use crate::directory::AdapterDirectory;
 use crate::error::AdapterError;
@@ -20,12 +21,12 @@ use tokio::time::Instant;
 /// The adapters of one server. A cheap clone; all clones are the same registry.
 #[derive(Clone, Debug)]
 pub struct AdapterRegistry {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// What to do about a name whose source failed a moment ago.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum AfterFailure {
+pub(crate) enum AfterFailure {
     Remember,
     TryAgain,
 }
@@ -38,6 +39,11 @@ impl AdapterRegistry {
     pub fn new(config: RegistryConfig) -> Result<Self, AdapterError> {
         let directory = config.adapter_dir.as_deref().map(AdapterDirectory::open).transpose()?;
         Ok(Self { shared: Arc::new(Shared::new(config, directory)) })
+    }
+
+    /// Another clone.
+    pub(crate) fn of(shared: Arc<Shared>) -> Self {
+        Self { shared }
     }
 
     /// Whom to ask whether requests of others than a tenant run: then loads for that tenant take only
@@ -62,12 +68,14 @@ impl AdapterRegistry {
         block_on(name, self.pin(name))
     }
 
-    /// The generation that `name` stands for now, leased. What is not in host memory is read: from
+    /// The generation that `name` stands for now, leased; a name that no adapter has may be the formula
+    /// of a composition, like `a+0.5*b` (see [`Self::resolve_composition`]). What is not in host memory is read: from
     /// the adapter directory, or from where it was loaded last. Goes on loading even if the caller
     /// goes away.
     ///
     /// # Errors
-    /// [`AdapterError::NotFound`] for an unknown or unloaded name, else why its load failed. After a
+    /// [`AdapterError::NotFound`] for an unknown or unloaded name, [`AdapterError::Composition`] or
+    /// [`AdapterError::MissingPart`] for a formula that cannot be, else why its load failed. After a
     /// failure of the source the answer comes from memory for a while, 100 ms at first, and says so.
     pub async fn resolve(&self, name: &str) -> Result<AdapterLease, AdapterError> {
         self.resolve_for(name, &self.shared.no_tenant).await
@@ -82,7 +90,23 @@ impl AdapterRegistry {
         name: &str,
         tenant: &Arc<str>,
     ) -> Result<AdapterLease, AdapterError> {
-        let (generation, hold) = self.acquire(name, tenant, AfterFailure::Remember).await?;
+        if Formula::of(name).is_some() && self.first_existing(vec![name.to_owned()]).await.is_none()
+        {
+            let composition = self.read(name).await?;
+            return self.resolve_composition(composition, tenant).await;
+        }
+        self.lease(name, None, tenant).await
+    }
+
+    /// Of a name, or of the key of a composition.
+    pub(crate) async fn lease(
+        &self,
+        name: &str,
+        composition: Option<&Arc<Composition>>,
+        tenant: &Arc<str>,
+    ) -> Result<AdapterLease, AdapterError> {
+        let (generation, hold) =
+            self.acquire(name, composition, tenant, AfterFailure::Remember).await?;
         self.shared.state.lock().hit(name, SystemTime::now());
         Ok(AdapterLease::new(generation, hold))
     }
@@ -94,7 +118,7 @@ impl AdapterRegistry {
     /// Those of [`Self::resolve`], none of them from memory.
     pub async fn pin(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
         let (_generation, _hold) =
-            self.acquire(name, &self.shared.no_tenant, AfterFailure::TryAgain).await?;
+            self.acquire(name, None, &self.shared.no_tenant, AfterFailure::TryAgain).await?;
         // Held, so it can be gone only because it was unloaded meanwhile.
         let pinned = self.shared.state.lock().set_pinned(name, true);
         pinned.ok_or_else(|| not_found(name))
@@ -105,12 +129,14 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::NotFound`] if the name was never loaded.
     pub fn unpin(&self, name: &str) -> Result<AdapterInfo, AdapterError> {
+        check_named(name)?;
         let unpinned = self.shared.state.lock().set_pinned(name, false);
         self.shared.room.notify_waiters();
         unpinned.ok_or_else(|| not_found(name))
     }
 
-    /// Loads the PEFT directory `path` as `name`. With `in_place` a loaded adapter of that name is
+    /// Loads the PEFT directory `path` as `name`, or composes what stands there after `compose:`
+    /// (`compose:a+0.5*b`). With `in_place` a loaded adapter of that name is
     /// replaced at once when the new one is ready: leases keep the old generation, and it stays if
     /// the load fails.
     ///
@@ -124,6 +150,10 @@ impl AdapterRegistry {
         in_place: bool,
     ) -> Result<AdapterInfo, AdapterError> {
         self.check_free(name)?;
+        let origin = match Composition::formula_in(path) {
+            None => Origin::Path(path.to_owned()),
+            Some(text) => Origin::Composed(Arc::new(self.read(text).await?)),
+        };
         let (loading, ticket) = loop {
             let other = {
                 let mut state = self.shared.state.lock();
@@ -133,8 +163,7 @@ impl AdapterRegistry {
                         return Err(AdapterError::AlreadyLoaded { name: name.to_owned() });
                     }
                     None => {
-                        let (origin, tenant) =
-                            (Origin::Path(path.to_owned()), &self.shared.no_tenant);
+                        let (origin, tenant) = (origin.clone(), &self.shared.no_tenant);
                         break self.shared.register_load(&mut state, name, tenant, origin, true);
                     }
                 }
@@ -155,6 +184,7 @@ impl AdapterRegistry {
     /// # Errors
     /// [`AdapterError::NotFound`] if there is nothing to revoke.
     pub async fn unload(&self, name: &str) -> Result<(), AdapterError> {
+        check_named(name)?;
         let shared = Arc::clone(&self.shared);
         let owned = name.to_owned();
         let look = move || shared.directory.as_ref().is_some_and(|dir| dir.has(&owned));
@@ -179,7 +209,8 @@ impl AdapterRegistry {
         let names = self.shared.directory.as_ref().map_or_else(Vec::new, AdapterDirectory::names);
         let (mut infos, names) = {
             let state = self.shared.state.lock();
-            let infos: Vec<_> = state.names.iter().map(|(name, known)| known.info(name)).collect();
+            let named = state.names.iter().filter(|(name, _)| !is_unnamed(name));
+            let infos: Vec<_> = named.map(|(name, known)| known.info(name)).collect();
             let is_new = |name: &String| {
                 !state.names.contains_key(name.as_str()) && !state.revoked.contains(name)
             };
@@ -193,6 +224,7 @@ impl AdapterRegistry {
     /// The adapter of that name. Looks into the adapter directory if it was never loaded.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<AdapterInfo> {
+        check_named(name).ok()?;
         {
             let state = self.shared.state.lock();
             if let Some(known) = state.names.get(name) {
@@ -220,12 +252,17 @@ impl AdapterRegistry {
         integrity::check(&self.shared.state.lock())
     }
 
-    async fn acquire(
+    /// `composition` is what `name` is the key of, if it is one.
+    pub(crate) async fn acquire(
         &self,
         name: &str,
+        composition: Option<&Arc<Composition>>,
         tenant: &Arc<str>,
         after_failure: AfterFailure,
     ) -> Result<(Arc<Generation>, Hold), AdapterError> {
+        if composition.is_none() {
+            check_named(name)?;
+        }
         let mut failure_of_other = None;
         loop {
             let (loading, ticket) = {
@@ -237,7 +274,8 @@ impl AdapterRegistry {
                 if let Some(loading) = state.loading.get(name) {
                     (loading.clone(), None)
                 } else {
-                    let Some(origin) = self.origin(&state, name) else {
+                    let composed = composition.map(|one| Origin::Composed(Arc::clone(one)));
+                    let Some(origin) = composed.or_else(|| self.origin(&state, name)) else {
                         return Err(failure_of_other.unwrap_or_else(|| not_found(name)));
                     };
                     if after_failure == AfterFailure::Remember
@@ -304,6 +342,11 @@ impl AdapterRegistry {
         }
         Ok(())
     }
+}
+
+/// Compositions without a name are nobody's to name.
+fn check_named(name: &str) -> Result<(), AdapterError> {
+    if is_unnamed(name) { Err(not_found(name)) } else { Ok(()) }
 }
 
 fn not_found(name: &str) -> AdapterError {

@@ -3,6 +3,7 @@
 //! it may be gigabytes.
 
 use crate::backoff::Backoffs;
+use crate::composition::{Composition, is_unnamed};
 use crate::error::AdapterError;
 use crate::host_cache::{Evicted, HostCache, NoRoom, Resident, Share};
 use crate::info::{AdapterInfo, AdapterTier, RegistryStats};
@@ -14,12 +15,18 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use weft_types::{ContentHash, PackedAdapter};
 
+/// Compositions without a name that are remembered. Composing one again takes about as long as copying
+/// its weights.
+pub(crate) const MAX_UNNAMED: usize = 256;
+
 /// Where an adapter is read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// The adapter directory, under its name.
     Directory,
     Path(PathBuf),
+    /// Other adapters.
+    Composed(Arc<Composition>),
 }
 
 /// A name that was loaded once.
@@ -38,6 +45,8 @@ pub(crate) struct Known {
     pub(crate) last_used: Option<SystemTime>,
     /// Implies a generation.
     pub(crate) pinned: bool,
+    /// What it was composed of, if it was: once a part's name stands for another content, it is stale.
+    pub(crate) parts: Vec<(Arc<str>, ContentHash)>,
 }
 
 impl Known {
@@ -72,6 +81,8 @@ pub(crate) struct Loaded {
     /// Without weights, those of this hash are in memory and held.
     pub(crate) content_hash: ContentHash,
     pub(crate) weights: Option<PackedAdapter>,
+    /// See [`Known::parts`].
+    pub(crate) parts: Vec<(Arc<str>, ContentHash)>,
     /// Seconds of reading and converting.
     pub(crate) seconds: f64,
 }
@@ -128,6 +139,12 @@ impl State {
     /// What `name` stands for, if that is in memory.
     pub(crate) fn resident(&self, name: &str) -> Option<(Arc<Generation>, Arc<Resident>)> {
         let known = self.names.get(name)?;
+        let is_current = |(part, content_hash): &(Arc<str>, ContentHash)| {
+            self.names.get(part).is_some_and(|part| part.content_hash == *content_hash)
+        };
+        if !known.parts.iter().all(is_current) {
+            return None;
+        }
         let generation = known.generation.as_ref()?;
         Some((Arc::clone(generation), Arc::clone(self.host.get(&known.content_hash)?)))
     }
@@ -153,7 +170,9 @@ impl State {
         let reserved = self.host.reserve(id, num_bytes, &mut freed.evicted);
         for evicted in &freed.evicted[first..] {
             for name in &evicted.names {
-                if let Some(known) = self.names.get_mut(name) {
+                if is_unnamed(name) {
+                    self.names.remove(name);
+                } else if let Some(known) = self.names.get_mut(name) {
                     known.generation = None;
                 }
             }
@@ -187,7 +206,11 @@ impl State {
         };
         self.counters.loads_ok += 1;
         self.counters.load_seconds += loaded.seconds;
-        let Loaded { name, origin, path, .. } = loaded;
+        let Loaded { name, origin, path, parts, .. } = loaded;
+        let label = match &origin {
+            Origin::Composed(composition) if is_unnamed(&name) => composition.to_string().into(),
+            _ => Arc::clone(&name),
+        };
         let old = self.names.remove(&name);
         let mut known = Known {
             origin,
@@ -199,6 +222,7 @@ impl State {
             hits: old.as_ref().map_or(0, |old| old.hits),
             last_used: old.as_ref().and_then(|old| old.last_used),
             pinned: old.as_ref().is_some_and(|old| old.pinned),
+            parts,
         };
         let is_attached = |old: &Known| old.generation.is_some() && old.content_hash == hash;
         // Else it might be swept in between.
@@ -208,12 +232,26 @@ impl State {
             }
             self.host.attach(&hash, known.share(&name));
         }
-        let generation = Arc::new(Generation::new(Arc::clone(&name)));
+        let generation = Arc::new(Generation::new(label));
         known.generation = Some(Arc::clone(&generation));
         self.backoffs.clear(&name);
         self.revoked.remove(&*name);
+        if is_unnamed(&name) {
+            self.trim_unnamed(freed);
+        }
         self.names.insert(name, known);
         Ok((generation, resident))
+    }
+
+    /// Makes room for one more composition without a name. What is held stays in memory as long.
+    fn trim_unnamed(&mut self, freed: &mut Freed) {
+        let unnamed = self.names.iter().filter(|(name, _)| is_unnamed(name));
+        let oldest = unnamed.clone().min_by_key(|(_, known)| known.last_used);
+        if unnamed.count() >= MAX_UNNAMED
+            && let Some(oldest) = oldest.map(|(name, _)| Arc::clone(name))
+        {
+            self.forget(&oldest, freed);
+        }
     }
 
     /// Forgets a name; whether it was known.
@@ -278,12 +316,13 @@ impl State {
     }
 
     pub(crate) fn stats(&self) -> RegistryStats {
+        let named = || self.names.iter().filter(|(name, _)| !is_unnamed(name));
         RegistryStats {
             host_bytes: self.host.used_bytes,
             reserved_bytes: self.host.reserved_bytes(),
             host_budget_bytes: self.host.budget,
-            num_known: self.names.len(),
-            num_in_host: self.names.values().filter(|known| known.generation.is_some()).count(),
+            num_known: named().count(),
+            num_in_host: named().filter(|(_, known)| known.generation.is_some()).count(),
             num_loading: self.running.len(),
             evictions: self.host.num_evictions,
             ..self.counters

@@ -4,7 +4,7 @@
 
 use crate::error::Refusal;
 use crate::modules::{BaseModule, Place};
-use crate::peft_config::{ModuleNames, PeftConfig};
+use crate::peft_config::{ModuleNames, Ranks, Selection};
 use crate::quoted::Quoted;
 use fancy_regex::{Regex, RegexBuilder};
 use weft_types::Site;
@@ -23,14 +23,14 @@ pub(crate) struct Target {
     pub(crate) scale: f32,
 }
 
-/// One entry per module: what the configuration says of it, `None` if it is not targeted.
-pub(crate) fn targets(
-    config: &PeftConfig,
+/// One entry per module: whether it is targeted.
+pub(crate) fn selected(
+    selection: &Selection,
     modules: &[BaseModule],
-) -> Result<Vec<Option<Target>>, Refusal> {
-    let mut targeted = select("target_modules", &config.target_modules, modules)?;
-    keep_layers(config, modules, &mut targeted)?;
-    if let Some(excluded) = &config.exclude_modules {
+) -> Result<Vec<bool>, Refusal> {
+    let mut targeted = select("target_modules", &selection.target_modules, modules)?;
+    keep_layers(selection, modules, &mut targeted)?;
+    if let Some(excluded) = &selection.exclude_modules {
         let excluded = membership("exclude_modules", excluded, modules)?;
         targeted.iter_mut().zip(excluded).for_each(|(kept, excluded)| *kept &= !excluded);
     }
@@ -40,12 +40,22 @@ pub(crate) fn targets(
              exclude_modules in adapter_config.json leave none",
         ));
     }
-    let ranks = by_pattern("rank_pattern", &config.rank_pattern, modules)?;
-    let alphas = by_pattern("alpha_pattern", &config.alpha_pattern, modules)?;
+    Ok(targeted)
+}
+
+/// One entry per module: what the configuration says of it, `None` if it is not targeted.
+pub(crate) fn targets(
+    selection: &Selection,
+    ranks_of: &Ranks,
+    modules: &[BaseModule],
+) -> Result<Vec<Option<Target>>, Refusal> {
+    let targeted = selected(selection, modules)?;
+    let ranks = by_pattern("rank_pattern", &ranks_of.rank_pattern, modules)?;
+    let alphas = by_pattern("alpha_pattern", &ranks_of.alpha_pattern, modules)?;
     let target = |((targeted, rank), alpha): ((bool, Option<usize>), Option<f64>)| {
         targeted.then(|| {
-            let (rank, alpha) = (rank.unwrap_or(config.rank), alpha.unwrap_or(config.alpha));
-            Target { rank, scale: scale(rank, alpha, config.use_rslora) }
+            let (rank, alpha) = (rank.unwrap_or(ranks_of.rank), alpha.unwrap_or(ranks_of.alpha));
+            Target { rank, scale: scale(rank, alpha, ranks_of.use_rslora) }
         })
     };
     Ok(targeted.into_iter().zip(ranks).zip(alphas).map(target).collect())
@@ -66,17 +76,26 @@ fn select(key: &str, names: &ModuleNames, modules: &[BaseModule]) -> Result<Vec<
     }
     let selected = membership(key, names, modules)?;
     if let ModuleNames::List(names) = names {
-        for name in names {
-            if !modules.iter().any(|module| is_tail(&module.key, name)) {
-                return Err(Refusal::new(format!(
-                    "names {} in {key} of adapter_config.json, which is no linear or embedding of \
-                     this base",
-                    Quoted(name)
-                )));
-            }
-        }
+        check_matches(key, names, modules, is_tail)?;
     }
     Ok(selected)
+}
+
+/// Refuses a name that means no module.
+pub(crate) fn check_matches(
+    key: &str,
+    names: &[String],
+    modules: &[BaseModule],
+    is_meant: fn(&str, &str) -> bool,
+) -> Result<(), Refusal> {
+    let is_unknown = |name: &&String| !modules.iter().any(|module| is_meant(&module.key, name));
+    match names.iter().find(is_unknown) {
+        Some(name) => Err(Refusal::new(format!(
+            "names {} in {key} of adapter_config.json, which is no linear or embedding of this base",
+            Quoted(name)
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn membership(
@@ -98,18 +117,18 @@ fn membership(
 }
 
 /// Whether `name` is `key`, or a whole trailing part of it.
-fn is_tail(key: &str, name: &str) -> bool {
+pub(crate) fn is_tail(key: &str, name: &str) -> bool {
     key.strip_suffix(name).is_some_and(|head| head.is_empty() || head.ends_with('.'))
 }
 
 /// Drops what lies outside `layers_to_transform`: other layers, and modules that are in no layer. As in
 /// PEFT, a module that is listed under its full name stays: `lm_head` is such a name.
 fn keep_layers(
-    config: &PeftConfig,
+    selection: &Selection,
     modules: &[BaseModule],
     targeted: &mut [bool],
 ) -> Result<(), Refusal> {
-    let Some(layers) = &config.layers_to_transform else { return Ok(()) };
+    let Some(layers) = &selection.layers_to_transform else { return Ok(()) };
     let layer_of = |module: &BaseModule| match module.place {
         Place::Linear(Site::Layer { layer, .. }) => Some(u64::from(layer)),
         Place::Linear(Site::LmHead) | Place::Embedding => None,
@@ -121,8 +140,8 @@ fn keep_layers(
              {num_layers} layers"
         )));
     }
-    check_layers_pattern(config, modules)?;
-    let named: &[String] = match &config.target_modules {
+    check_layers_pattern(selection, modules)?;
+    let named: &[String] = match &selection.target_modules {
         ModuleNames::List(names) => names,
         ModuleNames::Pattern(_) => &[],
     };
@@ -134,11 +153,11 @@ fn keep_layers(
 }
 
 /// The list of layers is called `layers` in every model served here, so a pattern must match that.
-fn check_layers_pattern(config: &PeftConfig, modules: &[BaseModule]) -> Result<(), Refusal> {
+fn check_layers_pattern(selection: &Selection, modules: &[BaseModule]) -> Result<(), Refusal> {
     let key = "layers_pattern";
-    check_count(key, config.layers_pattern.len(), MAX_REGEXES)?;
+    check_count(key, selection.layers_pattern.len(), MAX_REGEXES)?;
     let first = modules.iter().find(|module| module.is_layer_linear());
-    for pattern in &config.layers_pattern {
+    for pattern in &selection.layers_pattern {
         let regex = compile(key, pattern, &format!(r"^(?:.*?\.)?(?:{pattern})\.[0-9]+\."))?;
         if let Some(module) = first
             && is_match(key, &regex, &module.key)?
@@ -146,7 +165,7 @@ fn check_layers_pattern(config: &PeftConfig, modules: &[BaseModule]) -> Result<(
             return Ok(());
         }
     }
-    match config.layers_pattern.first() {
+    match selection.layers_pattern.first() {
         Some(pattern) => Err(Refusal::new(format!(
             "sets {key} to {} in adapter_config.json, but the layers of this base are called \
              \"layers\"",
@@ -207,7 +226,7 @@ fn is_plain_match(pattern: &str, name: &str) -> bool {
     (head.is_empty() || head.ends_with(b".")) && pattern.bytes().zip(tail).all(same)
 }
 
-fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, Refusal> {
+pub(crate) fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, Refusal> {
     let refusal = |why: String| {
         let pattern = Quoted(pattern);
         Refusal::new(format!("has the pattern {pattern} in {key} of adapter_config.json, {why}"))
@@ -222,7 +241,7 @@ fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, Refusal> {
         .map_err(|cause| refusal(format!("which is no regular expression: {cause}")))
 }
 
-fn is_match(key: &str, regex: &Regex, name: &str) -> Result<bool, Refusal> {
+pub(crate) fn is_match(key: &str, regex: &Regex, name: &str) -> Result<bool, Refusal> {
     regex.is_match(name).map_err(|cause| {
         Refusal::new(format!(
             "has a pattern in {key} of adapter_config.json that cannot be matched: {cause}"

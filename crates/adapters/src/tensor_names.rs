@@ -1,24 +1,60 @@
-//! The name of a tensor in a PEFT file → the module and which of its matrices it is. Releases differ
-//! in the prefix and in whether the adapter's own name is part of it; anything else has no meaning
-//! here and is refused by name.
+//! The name of a tensor in a PEFT file → the module and which of its parts it is. Methods have words of
+//! their own; releases differ in the prefix and in whether the adapter's own name is part of it.
+//! Anything else has no meaning here and is refused by name.
 
 use crate::error::Refusal;
 use crate::quoted::Quoted;
 
-/// What a tensor is to its module.
+/// What a tensor is to its module. N and K are the module's outputs and inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Part {
-    /// `lora_A.weight`: `[rank, K]`
+    /// LoRA and AdaLoRA: `[rank, K]`
     A,
-    /// `lora_B.weight`: `[N, rank]`
+    /// LoRA and AdaLoRA: `[N, rank]`
     B,
-    /// `lora_embedding_A`: `[rank, vocab]`
+    /// LoRA: `[N]`
+    BBias,
+    /// LoRA: `[rank, vocab]`
     EmbeddingA,
-    /// `lora_embedding_B`: `[hidden, rank]`
+    /// LoRA: `[hidden, rank]`
     EmbeddingB,
-    /// `base_layer.weight`: the base's own weight, which PEFT saves beside an adapter of the
-    /// embedding or the head. Training leaves it as it was.
+    /// DoRA: `[N]`
+    Magnitude,
+    /// AdaLoRA: `[rank, 1]`
+    E,
+    /// AdaLoRA: `[1]`
+    RankNum,
+    /// VeRA, of no module: `[rank, largest K]`
+    SharedA,
+    /// VeRA, of no module: `[largest N, rank]`
+    SharedB,
+    /// VeRA: `[rank]`
+    LambdaD,
+    /// VeRA: `[N]`
+    LambdaB,
+    /// IA3: `[N, 1]` or `[1, K]`
+    Scale,
+    /// LoHa and LoKr: matrices of the first factor of a product of two.
+    First(Factor),
+    /// Of the second.
+    Second(Factor),
+    /// Rows of an embedding or head: `[tokens, hidden]`
+    TokenRows,
+    /// The bias of the base, trained: `[N]`
+    Bias,
+    /// The weight of the base, trained.
+    Weight,
+    /// The base's own weight, which PEFT saves beside an adapter of the embedding or the head.
+    /// Training leaves it as it was.
     BaseCopy,
+}
+
+/// A factor as a whole, or itself a product of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Factor {
+    Whole,
+    Left,
+    Right,
 }
 
 /// A name taken apart.
@@ -31,53 +67,132 @@ pub(crate) struct TensorName<'a> {
     pub(crate) adapter: Option<&'a str>,
 }
 
-/// Parts of names that belong to something known, with its sentence.
-const KNOWN_STRANGERS: [(&str, &str); 9] = [
-    (".lora_magnitude_vector", "DoRA is not supported"),
-    (".modules_to_save.", "fully trained modules are not supported"),
-    (".original_module.", "fully trained modules are not supported"),
-    (".token_adapter.", "trained token embeddings are not supported"),
-    (".trainable_tokens_", "trained token embeddings are not supported"),
-    (".lora_E", "AdaLoRA is not supported"),
-    (".ranknum", "AdaLoRA is not supported"),
-    (".bias", "biases are not supported"),
-    (".weight", "full weights are not supported, only low-rank updates"),
+/// What closes a name: the tensors of modules have one, bare parameters have not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Weight,
+    Bias,
+    Nothing,
+}
+use Ending::{Bias, Nothing, Weight};
+
+/// How a method calls a part.
+pub(crate) type Word = (&'static str, Ending, Part);
+
+/// LoRA; DoRA's magnitude is saved as a parameter by most releases and as a module by some.
+pub(crate) const LORA: &[Word] = &[
+    ("lora_A", Weight, Part::A),
+    ("lora_B", Weight, Part::B),
+    ("lora_B", Bias, Part::BBias),
+    ("lora_embedding_A", Nothing, Part::EmbeddingA),
+    ("lora_embedding_B", Nothing, Part::EmbeddingB),
+    ("lora_magnitude_vector", Nothing, Part::Magnitude),
+    ("lora_magnitude_vector", Weight, Part::Magnitude),
 ];
 
-/// Takes a name apart.
-pub(crate) fn tensor_name(name: &str) -> Result<TensorName<'_>, Refusal> {
+pub(crate) const ADALORA: &[Word] = &[
+    ("lora_A", Nothing, Part::A),
+    ("lora_B", Nothing, Part::B),
+    ("lora_E", Nothing, Part::E),
+    ("ranknum", Nothing, Part::RankNum),
+];
+
+/// The module of what all modules of an adapter share.
+pub(crate) const SHARED: &str = "base_model";
+
+pub(crate) const VERA: &[Word] = &[
+    ("vera_A", Nothing, Part::SharedA),
+    ("vera_B", Nothing, Part::SharedB),
+    ("vera_lambda_d", Nothing, Part::LambdaD),
+    ("vera_lambda_b", Nothing, Part::LambdaB),
+];
+
+pub(crate) const IA3: &[Word] = &[("ia3_l", Nothing, Part::Scale)];
+
+pub(crate) const LOHA: &[Word] = &[
+    ("hada_w1_a", Nothing, Part::First(Factor::Left)),
+    ("hada_w1_b", Nothing, Part::First(Factor::Right)),
+    ("hada_w2_a", Nothing, Part::Second(Factor::Left)),
+    ("hada_w2_b", Nothing, Part::Second(Factor::Right)),
+];
+
+pub(crate) const LOKR: &[Word] = &[
+    ("lokr_w1", Nothing, Part::First(Factor::Whole)),
+    ("lokr_w1_a", Nothing, Part::First(Factor::Left)),
+    ("lokr_w1_b", Nothing, Part::First(Factor::Right)),
+    ("lokr_w2", Nothing, Part::Second(Factor::Whole)),
+    ("lokr_w2_a", Nothing, Part::Second(Factor::Left)),
+    ("lokr_w2_b", Nothing, Part::Second(Factor::Right)),
+];
+
+/// Parts that any adapter may have beside those of its method.
+const COMMON: &[Word] = &[
+    ("token_adapter.trainable_tokens_delta", Nothing, Part::TokenRows),
+    ("trainable_tokens_delta", Nothing, Part::TokenRows),
+    ("base_layer", Weight, Part::BaseCopy),
+    ("base_layer", Bias, Part::Bias),
+];
+
+/// Parts of names that belong to something known, with its sentence.
+const KNOWN_STRANGERS: [(&str, &str); 12] = [
+    (".modules_to_save.", "fully trained modules are read under the name of their module"),
+    (".original_module.", "it is a copy of the base's"),
+    (".trainable_tokens_", "trained token embeddings of that name are not known"),
+    ("lora_", "it is LoRA's, and peft_type or a key of adapter_config.json says otherwise"),
+    (".ranknum", "it is AdaLoRA's, and peft_type says otherwise"),
+    ("vera_", "it is VeRA's, and peft_type says otherwise"),
+    (".ia3_", "it is IA3's, and peft_type says otherwise"),
+    (".hada_", "it is LoHa's, and peft_type says otherwise"),
+    (".lokr_", "it is LoKr's, and peft_type says otherwise"),
+    ("prompt_embeddings", "it is a prompt's, and peft_type says otherwise"),
+    (".bias", "biases of that name are not known"),
+    (".weight", "full weights are read of embed_tokens and lm_head only"),
+];
+
+/// Takes a name apart, in a file of the method that has these words.
+pub(crate) fn tensor_name<'a>(name: &'a str, words: &[Word]) -> Result<TensorName<'a>, Refusal> {
     let short = name.strip_prefix("base_model.model.").unwrap_or(name);
-    split(short).ok_or_else(|| {
-        let why = KNOWN_STRANGERS.iter().find(|(part, _)| name.contains(part));
-        let why = why.map_or("which no rule explains", |(_, why)| *why);
-        let but = if why.starts_with("which") { "" } else { "but " };
-        Refusal::new(format!("holds tensor {}, {but}{why}", Quoted(name)))
-    })
+    split(short, words).ok_or_else(|| stranger(name))
 }
 
-fn split(name: &str) -> Option<TensorName<'_>> {
-    if let Some(module) = name.strip_suffix(".base_layer.weight") {
-        return Some(TensorName { module, part: Part::BaseCopy, adapter: None });
+/// The sentence about a tensor that nothing asked for.
+pub(crate) fn stranger(name: &str) -> Refusal {
+    let why = KNOWN_STRANGERS.iter().find(|(part, _)| name.contains(part));
+    match why {
+        Some((_, why)) => Refusal::new(format!("holds tensor {}, but {why}", Quoted(name))),
+        None => Refusal::new(format!("holds tensor {}, which no rule explains", Quoted(name))),
     }
-    // `weight` closes the linears' names and not the embedding's, which are bare parameters.
-    let (name, is_linear) = match name.strip_suffix(".weight") {
-        Some(name) => (name, true),
-        None => (name, false),
+}
+
+fn split<'a>(name: &'a str, words: &[Word]) -> Option<TensorName<'a>> {
+    let (body, ending) = match (name.strip_suffix(".weight"), name.strip_suffix(".bias")) {
+        (Some(body), _) => (body, Weight),
+        (_, Some(body)) => (body, Bias),
+        (None, None) => (name, Nothing),
     };
-    let part_of = |word: &str| match (word, is_linear) {
-        ("lora_A", true) => Some(Part::A),
-        ("lora_B", true) => Some(Part::B),
-        ("lora_embedding_A", false) => Some(Part::EmbeddingA),
-        ("lora_embedding_B", false) => Some(Part::EmbeddingB),
-        _ => None,
+    let find = |body: &'a str| {
+        let mut known = words.iter().chain(COMMON).filter(|(_, end, _)| *end == ending);
+        known.find_map(|(word, _, part)| {
+            let module = body.strip_suffix(word)?.strip_suffix('.')?;
+            Some((module, *part))
+        })
     };
-    let (head, last) = name.rsplit_once('.')?;
-    if let Some(part) = part_of(last) {
-        return Some(TensorName { module: head, part, adapter: None });
+    if let Some((module, part)) = find(body) {
+        return Some(TensorName { module, part, adapter: None });
     }
-    let (module, word) = head.rsplit_once('.')?;
-    let part = part_of(word)?;
-    Some(TensorName { module, part, adapter: Some(last) })
+    if let Some((head, adapter)) = body.rsplit_once('.')
+        && let Some((module, part)) = find(head)
+    {
+        return Some(TensorName { module, part, adapter: Some(adapter) });
+    }
+    // What is left is the base's own.
+    let part = match ending {
+        Weight => Part::Weight,
+        Bias => Part::Bias,
+        Nothing => return None,
+    };
+    let is_of_adapter = words.iter().any(|(word, ..)| body.ends_with(word));
+    (!is_of_adapter).then_some(TensorName { module: body, part, adapter: None })
 }
 
 #[cfg(test)]
@@ -88,34 +203,64 @@ mod tests {
     fn every_spelling_of_a_matrix_is_understood() {
         let q = "model.layers.0.self_attn.q_proj";
         let cases = [
-            (format!("base_model.model.{q}.lora_A.weight"), q, Part::A, None),
-            (format!("{q}.lora_B.weight"), q, Part::B, None),
-            (format!("base_model.model.{q}.lora_A.default.weight"), q, Part::A, Some("default")),
-            ("base_model.model.lm_head.lora_B.x.weight".into(), "lm_head", Part::B, Some("x")),
-            ("lm_head.base_layer.weight".into(), "lm_head", Part::BaseCopy, None),
-            ("e.lora_embedding_A".into(), "e", Part::EmbeddingA, None),
-            ("e.lora_embedding_B.default".into(), "e", Part::EmbeddingB, Some("default")),
+            (format!("base_model.model.{q}.lora_A.weight"), LORA, q, Part::A, None),
+            (format!("{q}.lora_B.weight"), LORA, q, Part::B, None),
+            (format!("{q}.lora_B.bias"), LORA, q, Part::BBias, None),
+            (
+                format!("base_model.model.{q}.lora_A.default.weight"),
+                LORA,
+                q,
+                Part::A,
+                Some("default"),
+            ),
+            (
+                "base_model.model.lm_head.lora_B.x.weight".into(),
+                LORA,
+                "lm_head",
+                Part::B,
+                Some("x"),
+            ),
+            ("lm_head.base_layer.weight".into(), LORA, "lm_head", Part::BaseCopy, None),
+            ("lm_head.weight".into(), LORA, "lm_head", Part::Weight, None),
+            (format!("{q}.base_layer.bias"), LORA, q, Part::Bias, None),
+            (format!("{q}.bias"), LORA, q, Part::Bias, None),
+            (format!("{q}.lora_magnitude_vector"), LORA, q, Part::Magnitude, None),
+            (format!("{q}.lora_magnitude_vector.weight"), LORA, q, Part::Magnitude, None),
+            ("e.lora_embedding_A".into(), LORA, "e", Part::EmbeddingA, None),
+            ("e.lora_embedding_B.default".into(), LORA, "e", Part::EmbeddingB, Some("default")),
+            ("e.token_adapter.trainable_tokens_delta".into(), LORA, "e", Part::TokenRows, None),
+            ("e.trainable_tokens_delta".into(), &[], "e", Part::TokenRows, None),
+            (format!("{q}.lora_A"), ADALORA, q, Part::A, None),
+            (format!("{q}.lora_E.default"), ADALORA, q, Part::E, Some("default")),
+            ("base_model.vera_A".into(), VERA, SHARED, Part::SharedA, None),
+            (format!("{q}.vera_lambda_b"), VERA, q, Part::LambdaB, None),
+            (format!("{q}.ia3_l"), IA3, q, Part::Scale, None),
+            (format!("{q}.hada_w2_a"), LOHA, q, Part::Second(Factor::Left), None),
+            (format!("{q}.lokr_w1"), LOKR, q, Part::First(Factor::Whole), None),
+            (format!("{q}.lokr_w1_b"), LOKR, q, Part::First(Factor::Right), None),
         ];
-        for (name, module, part, adapter) in cases {
-            assert_eq!(tensor_name(&name), Ok(TensorName { module, part, adapter }), "{name}");
+        for (name, words, module, part, adapter) in cases {
+            let expected = TensorName { module, part, adapter };
+            assert_eq!(tensor_name(&name, words), Ok(expected), "{name}");
         }
     }
 
     #[test]
     fn strangers_are_refused_with_what_they_are() {
         let cases = [
-            ("m.q_proj.lora_magnitude_vector.weight", "DoRA"),
-            ("m.q_proj.lora_magnitude_vector", "DoRA"),
-            ("m.q_proj.lora_B.bias", "bias"),
-            ("m.score.modules_to_save.weight", "fully trained"),
-            ("m.q_proj.lora_E", "AdaLoRA"),
-            ("model.embed_tokens.weight", "full weights"),
-            ("m.q_proj.lora_A", "no rule"),
-            ("m.lora_embedding_A.weight", "full weights"),
+            ("m.q_proj.lora_E", "LoRA"),
+            ("m.q_proj.lora_A", "LoRA"),
+            ("m.lora_embedding_A.weight", "LoRA"),
+            ("m.q_proj.ranknum", "AdaLoRA"),
+            ("m.q_proj.vera_lambda_d", "VeRA"),
+            ("m.q_proj.ia3_l", "IA3"),
+            ("prompt_embeddings", "prompt"),
+            ("m.q_proj.lokr_w1", "LoKr"),
+            ("m.q_proj", "no rule"),
             ("", "no rule"),
         ];
         for (name, words) in cases {
-            let message = tensor_name(name).unwrap_err().to_string();
+            let message = tensor_name(name, LORA).unwrap_err().to_string();
             assert!(message.contains(words), "{name}: {message}");
         }
     }

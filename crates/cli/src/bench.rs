@@ -87,12 +87,13 @@ pub async fn engine(args: BenchEngineArgs) -> Result<Report> {
             given: args.model.clone(),
         },
     };
-    let BuiltExecutor { executor, spec, chunk_bytes, pages, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, pages, base_weights, facts } =
         device::build_executor(&source.path, &args.engine, args.adapter_args.max_lora_rank)?;
     let base_names = vec![source.default_name.clone()];
     let mut config =
         adapter_flags::registry_config(&args.adapter_args, spec.clone(), base_names, chunk_bytes);
     config.pages = pages;
+    config.base_weights = base_weights;
     let mut named = adapter_flags::named_adapters(&args.adapter_args)?;
     if args.adapters > 0 {
         ensure!(named.is_empty(), "--adapters makes random adapters; leave out --adapter with it");

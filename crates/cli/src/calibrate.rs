@@ -72,7 +72,7 @@ pub struct Calibration {
 pub fn run(args: &BenchCalibrateArgs) -> Result<Calibration> {
     ensure!(args.repeats > 0, "--repeats must be at least 1");
     let source = find_model(Some(&args.model))?;
-    let BuiltExecutor { executor, spec, chunk_bytes, pages, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, pages, facts, .. } =
         device::build_executor(&source.path, &args.engine, RANKS[2])?;
     let packer = || Packer::in_pages_of(Arc::clone(&pages), chunk_bytes);
     let packed = RANKS
@@ -219,8 +219,7 @@ impl Bench {
         let mut hash = [0xCA; 32];
         hash[..8].copy_from_slice(&number.to_le_bytes());
         Arc::make_mut(&mut packed.layout).content_hash = ContentHash(hash);
-        let adapter =
-            AdapterRef { id: AdapterId(u32::try_from(number)?), content_hash: packed.content_hash };
+        let adapter = AdapterRef::new(AdapterId(u32::try_from(number)?), packed.content_hash);
         let chunks = block_ids(first_chunk, packed.num_chunks)?;
         let load = AdapterLoad { adapter: adapter.id, chunks: chunks.into() };
         let mut finished = Vec::new();

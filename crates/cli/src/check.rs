@@ -12,7 +12,10 @@ use crate::pull::{self, Cached};
 use crate::size::ByteSize;
 use crate::text_side;
 use std::path::{Path, PathBuf};
-use weft_adapters::{LoadLimits, check_adapter_name, load_peft_dir};
+use std::sync::Arc;
+use weft_adapters::{
+    BaseWeights, Composition, ForBase, LoadLimits, check_adapter_name, load_peft_dir,
+};
 use weft_cuda::Survey;
 use weft_cuda::devices::Absence;
 use weft_types::BaseModelSpec;
@@ -31,8 +34,9 @@ pub fn check(args: &CheckArgs) -> Findings {
             None
         }
     };
-    let spec = path.and_then(|path| model(&path, &mut findings));
-    adapters(&args.adapters, spec.as_ref(), &mut findings);
+    let base = path.and_then(|path| model(&path, &mut findings));
+    let base = base.as_ref().map(|(spec, weights)| ForBase { spec, weights: Some(&**weights) });
+    adapters(&args.adapters, base, &mut findings);
     findings
 }
 
@@ -136,7 +140,7 @@ fn known_model(
     None
 }
 
-fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
+fn model(path: &Path, findings: &mut Findings) -> Option<(BaseModelSpec, Arc<dyn BaseWeights>)> {
     match text_side::load(path) {
         Ok(text) if text.template.is_some() => {
             let size = text.tokenizer.vocab_size();
@@ -148,8 +152,8 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
         ),
         Err(error) => findings.add(Grade::Fail, format!("{error:#}")),
     }
-    match device::describe_model(path) {
-        Ok((spec, weights)) => {
+    match device::read_base(path) {
+        Ok((spec, weights, origin)) => {
             findings.add(
                 Grade::Pass,
                 format!(
@@ -160,8 +164,8 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
                     spec.max_context
                 ),
             );
-            findings.add(Grade::Pass, weights);
-            Some(spec)
+            findings.add(Grade::Pass, origin);
+            Some((spec, weights))
         }
         Err(error) => {
             findings.add(Grade::Fail, format!("{error:#}"));
@@ -170,7 +174,7 @@ fn model(path: &Path, findings: &mut Findings) -> Option<BaseModelSpec> {
     }
 }
 
-fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Findings) {
+fn adapters(args: &AdapterArgs, base: Option<ForBase<'_>>, findings: &mut Findings) {
     let mut named = match adapter_flags::named_adapters(args) {
         Ok(named) => named,
         Err(error) => {
@@ -185,8 +189,8 @@ fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Fin
         }
     }
     for adapter in &named {
-        match spec {
-            Some(spec) => adapter_finding(adapter, spec, args.max_lora_rank, findings),
+        match base {
+            Some(base) => adapter_finding(adapter, base, args.max_lora_rank, findings),
             None => findings
                 .add(Grade::Warn, format!("adapter {}: not checked without a model", adapter.name)),
         }
@@ -195,12 +199,16 @@ fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Fin
 
 fn adapter_finding(
     adapter: &NamedAdapter,
-    spec: &BaseModelSpec,
+    base: ForBase<'_>,
     max_lora_rank: usize,
     findings: &mut Findings,
 ) {
+    if let Some(formula) = Composition::formula_in(&adapter.path) {
+        let text = format!("adapter {}: {formula} is composed when it is loaded", adapter.name);
+        return findings.add(Grade::Warn, text);
+    }
     let loaded = check_adapter_name(&adapter.name)
-        .and_then(|()| load_peft_dir(&adapter.path, spec, &LoadLimits { max_lora_rank }));
+        .and_then(|()| load_peft_dir(&adapter.path, base, &LoadLimits { max_lora_rank }));
     match loaded {
         Ok(lowered) => findings.add(
             Grade::Pass,

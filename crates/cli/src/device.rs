@@ -2,6 +2,7 @@
 //! else here names the model, the runner or the kernels, but [`crate::bench_kernels`], which has no model
 //! to run.
 
+pub mod base_weights;
 mod gpu;
 
 use crate::args::EngineArgs;
@@ -14,6 +15,7 @@ use crate::size::ByteSize;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::Arc;
+use weft_adapters::BaseWeights;
 use weft_kernels::Isa;
 use weft_kernels::kv::BLOCK_SIZE;
 use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
@@ -36,6 +38,8 @@ pub struct BuiltExecutor {
     pub chunk_bytes: usize,
     /// Memory for those pages, from which its device copies them.
     pub pages: Arc<dyn PageAllocator>,
+    /// For the adapters that need them; weights that were made up have none.
+    pub base_weights: Option<Arc<dyn BaseWeights>>,
     /// For people.
     pub facts: ModelFacts,
 }
@@ -95,9 +99,11 @@ pub fn build_executor(
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let base_weights = Some(base_weights::in_memory(&model.weights));
     let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
     let device = describe_device(args.threads);
-    Ok(BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device))
+    let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
+    Ok(BuiltExecutor { base_weights, ..built })
 }
 
 impl BuiltExecutor {
@@ -114,6 +120,7 @@ impl BuiltExecutor {
             spec: shape.spec,
             chunk_bytes: limits.chunk_bytes,
             pages: Arc::new(HeapPages),
+            base_weights: None,
             facts: ModelFacts {
                 architecture: shape.architecture,
                 weight_bytes: weight_bytes as u64,
@@ -131,25 +138,26 @@ impl BuiltExecutor {
 /// # Errors
 /// A sentence about the model.
 pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
-    Ok(describe_model(path)?.0)
+    Ok(read_base(path)?.0)
 }
 
-/// The shapes of the model at `path`, and what its weights are, for people. Loads it to find out.
+/// The shapes and weights of the model at `path`, as the checkpoint has them, and what they are, for
+/// people.
 ///
 /// # Errors
 /// A sentence about the model.
-pub fn describe_model(path: &Path) -> Result<(BaseModelSpec, String)> {
+pub fn read_base(path: &Path) -> Result<(BaseModelSpec, Arc<dyn BaseWeights>, String)> {
     let model = LoadedModel::load(path, &LoadOptions::default())?;
     let formats = model.layer_formats();
     let formats: Vec<String> = formats.iter().map(ToString::to_string).collect();
-    let weights = format!(
+    let described = format!(
         "weights: {}; in memory {} (layers {}; embedding {})",
         model.origin,
         ByteSize(model.weight_bytes() as u64),
         formats.join(", "),
         model.weights.embedding.format()
     );
-    Ok((model.spec().clone(), weights))
+    Ok((model.spec().clone(), base_weights::in_memory(&model.weights), described))
 }
 
 fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
@@ -162,19 +170,23 @@ fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
         }
     };
     let options = LoadOptions {
-        quantize: match args.quantize {
-            QuantizeChoice::None => Quantize::None,
-            QuantizeChoice::Int8 => Quantize::Int8,
-            QuantizeChoice::Int4 => Quantize::Int4,
-            QuantizeChoice::Nf4 => Quantize::Nf4,
-            QuantizeChoice::Nf4DoubleQuant => Quantize::Nf4DoubleQuant,
-        },
+        quantize: quantize(args),
         num_threads: args.threads,
         on_progress: Some(Arc::new(on_progress)),
     };
     let model = LoadedModel::load(path, &options);
     bar.finish_and_clear();
     Ok(model?)
+}
+
+fn quantize(args: &EngineArgs) -> Quantize {
+    match args.quantize {
+        QuantizeChoice::None => Quantize::None,
+        QuantizeChoice::Int8 => Quantize::Int8,
+        QuantizeChoice::Int4 => Quantize::Int4,
+        QuantizeChoice::Nf4 => Quantize::Nf4,
+        QuantizeChoice::Nf4DoubleQuant => Quantize::Nf4DoubleQuant,
+    }
 }
 
 /// `None`: the device's own.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
-use weft_adapters::{LoadLimits, load_peft_dir};
+use weft_adapters::{ForBase, LoadLimits, load_peft_dir};
 
 /// What is in an adapter's files.
 #[derive(Debug, Serialize)]
@@ -76,9 +76,10 @@ pub fn inspect(args: &InspectArgs) -> Result<Inspection> {
     let mut inspection = read(&args.dir)?;
     if let Some(given) = &args.model {
         let source = find_model(Some(given))?;
-        let spec = device::read_spec(&source.path)?;
+        let (spec, weights, _) = device::read_base(&source.path)?;
+        let base = ForBase { spec: &spec, weights: Some(&*weights) };
         let limits = LoadLimits { max_lora_rank: args.max_lora_rank };
-        let loaded = load_peft_dir(&args.dir, &spec, &limits);
+        let loaded = load_peft_dir(&args.dir, base, &limits);
         let is_served = loaded.is_ok();
         let reason = match loaded {
             Ok(lowered) => format!(

@@ -120,7 +120,7 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     }
     let source = find_model(args.model.as_deref())?;
     let text = text_side::load(&source.path)?;
-    let BuiltExecutor { executor, spec, chunk_bytes, pages, facts } =
+    let BuiltExecutor { executor, spec, chunk_bytes, pages, base_weights, facts } =
         device::build_executor(&source.path, &args.engine, args.adapters.max_lora_rank)
             .with_context(|| format!("cannot serve {}", source.given))?;
     let mut names = args.served_model_name.clone();
@@ -129,6 +129,7 @@ fn prepare(args: ServeArgs) -> Result<Prepared> {
     }
     let config = RegistryConfig {
         pages,
+        base_weights,
         ..adapter_flags::registry_config(&args.adapters, spec.clone(), names.clone(), chunk_bytes)
     };
     let registry = adapter_flags::open_registry(&args.adapters, config, &named)?;

@@ -6,7 +6,7 @@
 
 use crate::driver::DevicePtr;
 use bytemuck::{Pod, Zeroable};
-use weft_types::{Activation, AdapterLayout, Dtype, Module, PackedMatrix, Site};
+use weft_types::{Activation, AdapterLayout, BottleneckInput, Dtype, Module, PackedMatrix, Site};
 
 /// A table begins at a multiple of this.
 pub const TABLE_ALIGNMENT: usize = 16;
@@ -69,8 +69,10 @@ impl SiteParts {
     pub const INPUT_GAIN: Self = Self(1);
     /// The output is multiplied or shifted.
     pub const OUTPUT: Self = Self(2);
-    /// A bottleneck follows.
+    /// A bottleneck reads the output.
     pub const BOTTLENECK: Self = Self(4);
+    /// A bottleneck reads the residual stream, to which the output was added.
+    pub const RESIDUAL_BOTTLENECK: Self = Self(8);
 
     /// Whether it has any of these.
     #[must_use]
@@ -108,10 +110,10 @@ pub fn prefix_index(num_layers: usize) -> u32 {
     embedding_index(num_layers) + 1
 }
 
-/// The index of the record of the bottleneck behind the linear with this index: behind O or Down of a
-/// layer, `None` elsewhere.
+/// The index of the record of the bottleneck behind the linear with this index that reads this: behind O
+/// or Down of a layer, `None` elsewhere. Of the two kinds an adapter has one, the other's rank is 0.
 #[must_use]
-pub fn bottleneck_index(site_index: u32, num_layers: usize) -> Option<u32> {
+pub fn bottleneck_index(site_index: u32, num_layers: usize, reads: BottleneckInput) -> Option<u32> {
     let (layer, module) =
         (site_index / Module::ALL.len() as u32, site_index % Module::ALL.len() as u32);
     let of_layer = match module {
@@ -119,7 +121,12 @@ pub fn bottleneck_index(site_index: u32, num_layers: usize) -> Option<u32> {
         module if module == Module::Down as u32 => 1,
         _ => return None,
     };
-    ((layer as usize) < num_layers).then(|| prefix_index(num_layers) + 1 + 2 * layer + of_layer)
+    let of_kind = match reads {
+        BottleneckInput::Output => 0,
+        BottleneckInput::Residual => 2 * num_layers as u32,
+    };
+    let first = prefix_index(num_layers) + 1 + of_kind;
+    ((layer as usize) < num_layers).then(|| first + 2 * layer + of_layer)
 }
 
 /// What an adapter does at each site beside low-rank updates, by [`site_index`]; empty if nothing.
@@ -144,7 +151,13 @@ pub fn site_parts(layout: &AdapterLayout, num_layers: usize) -> Box<[SiteParts]>
             add(vectors.site, SiteParts::OUTPUT);
         }
     }
-    layout.bottlenecks.iter().for_each(|b| add(b.site, SiteParts::BOTTLENECK));
+    for bottleneck in &layout.bottlenecks {
+        let part = match bottleneck.reads {
+            BottleneckInput::Output => SiteParts::BOTTLENECK,
+            BottleneckInput::Residual => SiteParts::RESIDUAL_BOTTLENECK,
+        };
+        add(bottleneck.site, part);
+    }
     parts.into()
 }
 
@@ -193,7 +206,8 @@ pub fn build(
         site.shift = address(&vectors.shift);
     }
     for bottleneck in &layout.bottlenecks {
-        let index = bottleneck_index(site_index(bottleneck.site, num_layers), num_layers)
+        let linear = site_index(bottleneck.site, num_layers);
+        let index = bottleneck_index(linear, num_layers, bottleneck.reads)
             .expect("bottlenecks are behind O and Down");
         let site = &mut sites[index as usize];
         runs.put(site, &bottleneck.a, &bottleneck.b);
@@ -218,7 +232,7 @@ pub fn build(
 
 /// Layers, the output head, the embedding, given keys and values, bottlenecks.
 fn num_sites(num_layers: usize) -> usize {
-    prefix_index(num_layers) as usize + 1 + 2 * num_layers
+    prefix_index(num_layers) as usize + 1 + 4 * num_layers
 }
 
 /// Runs of matrices beside the first, which stands in the record.

@@ -11,6 +11,7 @@ use crate::ops::rows::copy_halves;
 use crate::step_lora::Target;
 use crate::step_ops::StepOpsConfig;
 use crate::tensor::CudaTensor;
+use weft_types::BottleneckInput;
 
 /// Sets of sites that recorded steps may have: further ones run eagerly.
 const MAX_KINDS: usize = 16;
@@ -142,7 +143,6 @@ impl StepParts {
     ) -> Result<(), DriverError> {
         let (parts, aside) = (self.at(target.site), self.aside(target));
         let &Target { site, num_outputs, out, is_f32, .. } = target;
-        let behind = bottleneck_index(site, self.num_layers);
         for (kind, input) in inputs {
             let pieces = (input.pieces, input.num_pieces);
             let half = (!is_f32).then_some(self.half);
@@ -151,25 +151,45 @@ impl StepParts {
                 if parts.has(SiteParts::OUTPUT) {
                     apply_gains(gpu, half, pieces, (site, Gain::Out), (out, num_outputs))?;
                 }
-                if let Some(behind) = behind.filter(|_| parts.has(SiteParts::BOTTLENECK)) {
-                    assert!(is_f32, "a bottleneck reads f32");
-                    let (x, num_inputs) = (self.scratch.ptr(), num_outputs);
-                    let input = LoraInput { x, num_inputs, ..input };
-                    let target = LoraTarget { site: behind, num_outputs, out };
-                    bottleneck(gpu, (self.half, kind), &input, target)?;
+                if parts.has(SiteParts::BOTTLENECK) {
+                    self.bottleneck(gpu, target, kind, input, BottleneckInput::Output)?;
                 }
                 if let Some(aside) = aside {
                     aside.put_back(gpu, pieces)?;
+                }
+                if parts.has(SiteParts::RESIDUAL_BOTTLENECK) {
+                    self.bottleneck(gpu, target, kind, input, BottleneckInput::Residual)?;
                 }
             }
         }
         Ok(())
     }
 
+    /// The bottlenecks that read this, of the pieces of a list.
+    ///
+    /// # Safety
+    /// As above.
+    unsafe fn bottleneck(
+        &self,
+        gpu: &Gpu,
+        target: &Target,
+        kind: Pieces,
+        input: LoraInput,
+        reads: BottleneckInput,
+    ) -> Result<(), DriverError> {
+        let &Target { site, num_outputs, out, is_f32, .. } = target;
+        let Some(site) = bottleneck_index(site, self.num_layers, reads) else { return Ok(()) };
+        assert!(is_f32, "a bottleneck reads f32");
+        let input = LoraInput { x: self.scratch.ptr(), num_inputs: num_outputs, ..input };
+        let target = LoraTarget { site, num_outputs, out };
+        // SAFETY: the caller's promise; the scratch is as large as the output of O or Down.
+        unsafe { bottleneck(gpu, (self.half, kind), &input, target) }
+    }
+
     /// Where the residual stream waits, if an adapter of the step changes what is added to it.
     fn aside(&self, target: &Target) -> Option<Aside> {
         let changes = SiteParts::OUTPUT.or(SiteParts::BOTTLENECK);
-        let bottleneck = bottleneck_index(target.site, self.num_layers)?;
+        let bottleneck = bottleneck_index(target.site, self.num_layers, BottleneckInput::Output)?;
         let waits = target.is_accumulated && self.at(target.site).has(changes);
         let &Target { site, num_outputs: width, out: y, .. } = target;
         waits.then(|| Aside { site, bottleneck, y, aside: self.aside.ptr(), width })

@@ -1,5 +1,6 @@
 //! What handles tell the loop.
 
+use crate::adapted_prompt::AdaptedPrompt;
 use crate::shared::LiveSlot;
 use tokio::sync::mpsc;
 use weft_adapters::AdapterLease;
@@ -20,6 +21,8 @@ pub(crate) enum Command {
 pub(crate) struct Submission {
     pub(crate) id: SeqId,
     pub(crate) request: GenerateRequest,
+    /// The prompt of the request as it is computed.
+    pub(crate) prompt: AdaptedPrompt,
     /// When it is not wanted any more if it has not begun to run. Counts from the moment at which it
     /// was sent, not from that at which the loop had time to read it.
     pub(crate) deadline_ms: Option<u64>,

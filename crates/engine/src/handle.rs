@@ -1,5 +1,6 @@
 //! The engine as others see it: start it, send it requests, ask how it is, stop it.
 
+use crate::adapted_prompt::AdaptedPrompt;
 use crate::command::{Command, Outlet, Submission};
 use crate::shared::{AliveGuard, Phase, Shared};
 use crate::stats::EngineStats;
@@ -112,8 +113,11 @@ impl EngineHandle {
         if shared.phase() != Phase::Open || !shared.is_alive() {
             return Err(SubmitError::Stopped);
         }
-        let adapter_chunks = adapter.as_ref().map_or(0, |lease| lease.weights().num_chunks);
-        check_request(&request, &shared.limits, *vocab_size, adapter_chunks)?;
+        let layout = adapter.as_ref().map(|lease| &*lease.weights().layout);
+        let prompt = AdaptedPrompt::new(&request.prompt, layout, *vocab_size);
+        let active = layout.filter(|_| prompt.active_from.is_some());
+        let adapter_chunks = active.map_or(0, |layout| layout.num_chunks);
+        check_request(&request, prompt.num_virtual, &shared.limits, *vocab_size, adapter_chunks)?;
         let queueing = &mut request.queueing;
         queueing.timeout = queueing.timeout.or(*queue_timeout);
         if let (Some(timeout), Some(wait)) = (queueing.timeout, shared.stats.expected_wait())
@@ -127,7 +131,7 @@ impl EngineHandle {
         let outlet = Outlet { events: sender, lease: adapter, adapter: None, slot };
         let timeout_ms = request.queueing.timeout.map(|timeout| timeout.as_millis() as u64);
         let deadline_ms = timeout_ms.map(|timeout| shared.now_ms().saturating_add(timeout));
-        let submission = Box::new(Submission { id, request, deadline_ms, outlet });
+        let submission = Box::new(Submission { id, request, prompt, deadline_ms, outlet });
         commands.try_send(Command::Submit(submission)).map_err(|error| match error {
             TrySendError::Full(_) => SubmitError::QueueFull { max: *max_waiting },
             TrySendError::Disconnected(_) => SubmitError::Stopped,

@@ -11,6 +11,7 @@
 //!
 //! [`sim::SimExecutor`] is a model in fifty lines, for tests of everything around the engine.
 
+mod adapted_prompt;
 mod adapter_sources;
 mod command;
 mod execute;

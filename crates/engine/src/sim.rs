@@ -146,7 +146,10 @@ impl SimExecutor {
         let prompt_logprobs = match seq.spec.sampling.prompt_logprobs {
             Some(num_top) => {
                 let last = end.min(seq.spec.prompt.len() - 1);
-                (chunk.start..last).map(|at| seq.logprobs(at, num_top, self.vocab_size)).collect()
+                let num_virtual = seq.spec.adapter.map_or(0, |adapter| adapter.num_virtual_tokens);
+                (chunk.start.max(num_virtual)..last)
+                    .map(|at| seq.logprobs(at, num_top, self.vocab_size))
+                    .collect()
             }
             None => Vec::new(),
         };
@@ -232,8 +235,9 @@ impl SimSequence {
     }
 
     fn push(&mut self, token: TokenId) {
-        let adapter = self.spec.adapter.map(|adapter| adapter.content_hash);
-        let parent = self.prefixes.last().copied().unwrap_or_else(|| PrefixHash::root(adapter));
+        let adapter = self.spec.adapter.filter(|one| one.active_from == self.tokens.len());
+        let parent = self.prefixes.last().copied().unwrap_or(PrefixHash::ROOT);
+        let parent = adapter.map_or(parent, |adapter| parent.activate(adapter.content_hash));
         self.prefixes.push(parent.then(token));
         self.tokens.push(token);
     }

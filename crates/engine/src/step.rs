@@ -2,6 +2,7 @@
 //! when there is nothing to compute. While a device computes a step by itself, the loop tells the
 //! clients of the step before and takes in new requests.
 
+use crate::adapted_prompt::AdaptedPrompt;
 use crate::adapter_sources::AdapterSources;
 use crate::command::{Command, Outlet, Submission};
 use crate::execute::{begin, execute, guard};
@@ -164,11 +165,16 @@ impl Engine {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { id, request, deadline_ms, mut outlet } = submission;
-        let lease = outlet.lease.as_ref();
+        let Submission { id, request, prompt, deadline_ms, mut outlet } = submission;
+        let AdaptedPrompt { tokens, num_virtual, active_from } = prompt;
+        // An adapter that is active nowhere is not needed on the device.
+        let lease = outlet.lease.as_ref().filter(|_| active_from.is_some());
+        let active_from = active_from.unwrap_or_default();
         let new = NewSequence {
             id,
-            prompt: Arc::clone(&request.prompt),
+            prompt: Arc::clone(&tokens),
+            num_virtual_tokens: num_virtual,
+            active_from,
             stop: request.stop.clone(),
             adapter: lease.map(|lease| AdapterSpec {
                 hash: lease.content_hash(),
@@ -189,11 +195,15 @@ impl Engine {
         };
         let named = adapter.zip(outlet.lease.as_ref());
         let spec = SequenceSpec {
-            prompt: request.prompt,
+            prompt: tokens,
             sampling: request.sampling,
             stop_token_ids: request.stop.stop_token_ids,
             min_tokens: request.stop.min_tokens,
-            adapter: named.map(|(id, lease)| AdapterRef { id, content_hash: lease.content_hash() }),
+            adapter: named.map(|(id, lease)| AdapterRef {
+                num_virtual_tokens: num_virtual,
+                active_from,
+                ..AdapterRef::new(id, lease.content_hash())
+            }),
         };
         if let Err(error) = guard(|| self.executor.add_sequence(id, spec)) {
             self.scheduler.abort(id);

@@ -1,7 +1,7 @@
 //! Whether a request is acceptable, before it costs anything. In: a request and the limits. Out: a
 //! refusal that says what to change.
 
-use weft_scheduler::{AddError, check_fits};
+use weft_scheduler::{AddError, PromptLength, check_fits};
 use weft_types::{ExecutorLimits, GenerateRequest, TokenId};
 
 /// Why a request was not accepted. None of its work was begun.
@@ -43,11 +43,13 @@ pub enum SubmitError {
 
 pub(crate) fn check_request(
     request: &GenerateRequest,
+    num_virtual: usize,
     limits: &ExecutorLimits,
     vocab_size: usize,
     adapter_chunks: usize,
 ) -> Result<(), SubmitError> {
-    check_fits(limits, request.prompt.len(), &request.stop, adapter_chunks)?;
+    let prompt = PromptLength { given: request.prompt.len(), num_virtual };
+    check_fits(limits, prompt, &request.stop, adapter_chunks)?;
     let too_large = |token: &&TokenId| **token as usize >= vocab_size;
     match request.prompt.iter().find(too_large) {
         Some(&token) => Err(SubmitError::TokenOutOfRange { token, vocab_size }),

@@ -14,7 +14,7 @@ use weft_kernels::lora::{self, LoraScratch, LoraTarget};
 use weft_kernels::matmul::{self, Input, Job};
 use weft_kernels::quantize::QuantizedRows;
 use weft_kernels::{Isa, PlacedAdapter, ThreadPool};
-use weft_types::Site;
+use weft_types::{BottleneckInput, Site};
 
 /// Memory for projections: it grows to the largest step's and is used again.
 #[derive(Debug, Default)]
@@ -164,11 +164,13 @@ impl Projector {
                 lora::gain_and_shift(pool, isa, &vectors, &mut y[numbers(rows)]);
             }
         }
-        let bottleneck = |index: usize| at.adapter(index)?.bottleneck_at(projection.site);
+        let bottleneck = |index: usize| at.bottleneck(index, BottleneckInput::Output);
         lora::apply_bottlenecks(pool, isa, rows, (y, num_outputs), bottleneck, scratch);
         if is_apart {
             add(apart, out, true);
         }
+        let bottleneck = |index: usize| at.bottleneck(index, BottleneckInput::Residual);
+        lora::apply_bottlenecks(pool, isa, rows, (out, num_outputs), bottleneck, scratch);
     }
 }
 
@@ -196,9 +198,17 @@ impl<'a> AtSite<'a> {
         self.vectors(index)?.input()
     }
 
+    fn bottleneck(
+        self,
+        index: usize,
+        reads: BottleneckInput,
+    ) -> Option<lora::PlacedBottleneck<'a>> {
+        self.adapter(index)?.bottleneck_at(self.site).filter(|placed| placed.reads() == reads)
+    }
+
     fn changes_output(self, index: usize) -> bool {
         self.vectors(index).is_some_and(|vectors| vectors.changes_output())
-            || self.adapter(index).is_some_and(|a| a.bottleneck_at(self.site).is_some())
+            || self.bottleneck(index, BottleneckInput::Output).is_some()
     }
 
     /// Whether there is anything.

@@ -6,11 +6,13 @@
 //! * [`config`], [`hf_config`], [`gguf_config`], [`rope`]: a model is a description.
 //! * [`load`]: GGUF or Hugging Face → [`ModelWeights`], quantized as stored or on request;
 //!   [`quantization`], [`bitsandbytes`], [`zero_points`] (GPTQ, AWQ) and [`nf4`] for what tools make.
+//! * [`checkpoint`]: single linears of a checkpoint, later.
 //! * [`device`]: the operations a decoder needs; [`cpu`]: those on the CPU.
 //! * [`decoder`]: the one decoder.
 
 pub mod batch;
 mod bitsandbytes;
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 mod cpu_project;
@@ -35,6 +37,7 @@ pub mod weights;
 mod zero_points;
 
 pub use batch::{AdapterSegment, ForwardBatch};
+pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use cpu::CpuDevice;
 pub use cuda::CudaDevice;

@@ -16,8 +16,11 @@ impl TokenCounts {
         let sampling = &spec.sampling;
         let repetition = sampling.repetition_penalty != 1.0;
         let other = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        // Virtual tokens have no logits.
+        let num_virtual = spec.adapter.map_or(0, |adapter| adapter.num_virtual_tokens);
+        let prompt = || spec.prompt[num_virtual..].iter().copied().collect();
         (repetition || other).then(|| Self {
-            prompt: if repetition { spec.prompt.iter().copied().collect() } else { <_>::default() },
+            prompt: if repetition { prompt() } else { <_>::default() },
             output: FxHashMap::default(),
         })
     }

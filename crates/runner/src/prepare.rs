@@ -51,9 +51,11 @@ impl<A> Prepared<A> {
         self.clear();
         self.order.clear();
         self.order.extend(0..plan.sequences.len());
+        // A chunk that ends before its adapter becomes active is the base's.
         let adapter = |index: usize| {
-            let adapter = sequences[&plan.sequences[index].seq].spec.adapter;
-            adapter.map(|adapter| adapter.id)
+            let PlannedSequence { seq, start, tokens, .. } = &plan.sequences[index];
+            let adapter = sequences[seq].spec.adapter;
+            adapter.filter(|adapter| adapter.active_from < start + tokens.len()).map(|one| one.id)
         };
         // By the order of scheduling within an adapter; a stable sort may allocate.
         self.order.sort_unstable_by_key(|&index| (adapter(index), index));
@@ -63,10 +65,19 @@ impl<A> Prepared<A> {
             let sequence = &plan.sequences[planned];
             self.push_rows(plan, sequence, shape);
             let state = &sequences[&sequence.seq];
-            let num_logits = self.push_logit_rows(planned, sequence, state);
+            let first_logit_row = self.logit_rows.len();
+            self.push_logit_rows(planned, sequence, state);
+            let logit_rows = &self.logit_rows[first_logit_row..];
             let adapter = state.spec.adapter.map(|adapter| &adapters[&adapter.id]);
-            push_segment(&mut self.batch.segments, sequence.tokens.len(), adapter);
-            push_segment(&mut self.batch.logit_segments, num_logits, adapter);
+            let active_from = state.spec.adapter.map_or(0, |adapter| adapter.active_from);
+            let num_base = active_from.saturating_sub(sequence.start).min(sequence.tokens.len());
+            let num_base_logits = logit_rows.partition_point(|row| row.position < active_from);
+            let Self { batch, .. } = self;
+            push_segment(&mut batch.segments, num_base, None);
+            push_segment(&mut batch.segments, sequence.tokens.len() - num_base, adapter);
+            push_segment(&mut batch.logit_segments, num_base_logits, None);
+            let num_logits = logit_rows.len() - num_base_logits;
+            push_segment(&mut batch.logit_segments, num_logits, adapter);
         }
     }
 
@@ -103,13 +114,13 @@ impl<A> Prepared<A> {
         planned: usize,
         sequence: &PlannedSequence,
         state: &SequenceState,
-    ) -> usize {
+    ) {
         let len = sequence.tokens.len();
         let first_row = self.batch.num_rows() - len;
-        let before = self.logit_rows.len();
+        let num_virtual = state.num_virtual();
         for i in 0..len {
             let position = sequence.start + i;
-            let in_prompt = position + 1 < state.spec.prompt.len();
+            let in_prompt = (num_virtual + 1..state.spec.prompt.len()).contains(&(position + 1));
             let prompt_logprobs = in_prompt && state.spec.sampling.prompt_logprobs.is_some();
             let sample = sequence.sample && i + 1 == len;
             if prompt_logprobs || sample {
@@ -117,7 +128,6 @@ impl<A> Prepared<A> {
                 self.logit_rows.push(LogitRow { planned, position, prompt_logprobs, sample });
             }
         }
-        self.logit_rows.len() - before
     }
 }
 

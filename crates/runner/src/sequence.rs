@@ -19,6 +19,11 @@ impl SequenceState {
         Self { spec, num_drawn: 0, counts }
     }
 
+    /// Tokens at the begin of the prompt that stand for nothing in the vocabulary.
+    pub(crate) fn num_virtual(&self) -> usize {
+        self.spec.adapter.map_or(0, |adapter| adapter.num_virtual_tokens)
+    }
+
     /// Notes a drawn token.
     pub(crate) fn push(&mut self, token: TokenId) {
         self.num_drawn += 1;

@@ -48,7 +48,8 @@ impl Scheduler {
             }
 
             // After a preemption the first positions are computed, and reported, again.
-            let num_sent = seq.max_computed.saturating_sub(chunk.start);
+            // Virtual tokens have none.
+            let num_sent = seq.max_computed.saturating_sub(chunk.start.max(seq.num_virtual));
             prompt_logprobs.drain(..num_sent.min(prompt_logprobs.len()));
             if !prompt_logprobs.is_empty() {
                 emit(TokenEvent::PromptLogprobs(prompt_logprobs));

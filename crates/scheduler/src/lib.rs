@@ -42,7 +42,7 @@ mod step_times;
 #[cfg(test)]
 mod tests;
 
-pub use admission::{AddError, check_fits};
+pub use admission::{AddError, PromptLength, check_fits};
 pub use commit::SequenceEvent;
 pub use cost::CostModel;
 pub use eviction::{AdapterFacts, EvictionKind, EvictionPolicy, PrefixFacts};

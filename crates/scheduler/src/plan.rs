@@ -313,11 +313,12 @@ impl Scheduler {
     }
 
     fn count_first_run(&mut self, seq: &Sequence, num_hits: usize) {
-        let num_tokens = seq.num_prompt_tokens;
-        self.counters.prompt_tokens += num_tokens as u64;
+        let (num_tokens, num_virtual) = (seq.num_prompt_tokens, seq.num_virtual);
+        let num_given = (num_tokens - num_virtual) as u64;
+        self.counters.prompt_tokens += num_given;
         if self.enable_prefix_caching && seq.uses_cache() {
-            self.counters.prefix_query_tokens += num_tokens as u64;
-            self.counters.prefix_hit_tokens += num_hits as u64;
+            self.counters.prefix_query_tokens += num_given;
+            self.counters.prefix_hit_tokens += num_hits.saturating_sub(num_virtual) as u64;
             self.memory.note_prefix(num_tokens, num_hits);
         }
         if seq.adapter.is_some() {

@@ -1,9 +1,9 @@
 //! The identity of a full KV block: a chained hash of everything that its content depends on.
 //!
-//! In: tokens, the adapter's content hash, the client's salt. Out: 128 bits. Two blocks with equal
-//! hashes hold the same keys and values. The hash is keyed per process, so a client cannot look
-//! for two prompts that collide, and 128 bits make chance collisions no concern: the chance is
-//! under 10⁻²⁰ among 10⁹ blocks.
+//! In: tokens, the adapter's content hash and the position from which on it is active, the client's
+//! salt. Out: 128 bits. Two blocks with equal hashes hold the same keys and values. The hash is keyed
+//! per process, so a client cannot look for two prompts that collide, and 128 bits make chance
+//! collisions no concern: the chance is under 10⁻²⁰ among 10⁹ blocks.
 
 use std::hash::{BuildHasher, RandomState};
 use weft_types::{ContentHash, TokenId};
@@ -27,21 +27,42 @@ impl PrefixHasher {
         BlockHash(self.keys.each_ref().map(|key| key.hash_one(("root", adapter, salt))))
     }
 
+    /// What stands before the block in which an adapter becomes active.
+    fn activated(&self, parent: BlockHash, activation: Activation) -> BlockHash {
+        let Activation { adapter, position } = activation;
+        let content = ("activated", parent, adapter, position);
+        BlockHash(self.keys.each_ref().map(|key| key.hash_one(content)))
+    }
+
     /// The block with `tokens` after `parent`.
     pub(crate) fn next(&self, parent: BlockHash, tokens: &[TokenId]) -> BlockHash {
         BlockHash(self.keys.each_ref().map(|key| key.hash_one((parent, tokens))))
     }
 }
 
+/// An adapter that is active from a position on, after which keys and values are its own: blocks that
+/// end before it are those of the base, and shared with the base.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Activation {
+    pub(crate) adapter: ContentHash,
+    pub(crate) position: usize,
+}
+
 /// The hashes of one sequence's full blocks, as far as they were needed. They outlive a preemption.
 pub(crate) struct PrefixChain {
     root: BlockHash,
+    activation: Option<Activation>,
     hashes: Vec<BlockHash>,
 }
 
 impl PrefixChain {
     pub(crate) fn new(root: BlockHash) -> Self {
-        Self { root, hashes: Vec::new() }
+        Self { root, activation: None, hashes: Vec::new() }
+    }
+
+    /// The same with an adapter that the root does not name.
+    pub(crate) fn activated(self, activation: Activation) -> Self {
+        Self { activation: Some(activation), ..self }
     }
 
     /// Makes room for the hashes of so many blocks.
@@ -59,8 +80,14 @@ impl PrefixChain {
     ) -> BlockHash {
         while self.hashes.len() <= index {
             let start = self.hashes.len() * block_size;
-            let parent = *self.hashes.last().unwrap_or(&self.root);
-            self.hashes.push(hasher.next(parent, &tokens[start..start + block_size]));
+            let mut parent = *self.hashes.last().unwrap_or(&self.root);
+            let block = start..start + block_size;
+            if let Some(activation) = self.activation
+                && block.contains(&activation.position)
+            {
+                parent = hasher.activated(parent, activation);
+            }
+            self.hashes.push(hasher.next(parent, &tokens[block]));
         }
         self.hashes[index]
     }
@@ -101,5 +128,32 @@ mod tests {
             other.hash_of(index, &hasher, &tokens[..8], 4);
         }
         assert_eq!(other.hash_of(2, &hasher, &tokens, 4), last);
+    }
+
+    #[test]
+    fn blocks_before_an_activation_are_those_of_the_base_and_later_ones_name_adapter_and_position()
+    {
+        let hasher = PrefixHasher::new();
+        let tokens: Vec<TokenId> = (0..16).collect();
+        let hashes = |activation: Option<(u8, usize)>| {
+            let mut chain = PrefixChain::new(hasher.root(None, None));
+            if let Some((byte, position)) = activation {
+                chain = chain.activated(Activation { adapter: ContentHash([byte; 32]), position });
+            }
+            chain.hash_of(3, &hasher, &tokens, 4);
+            chain.hashes
+        };
+        let base = hashes(None);
+        for (position, num_shared) in [(4, 1), (5, 1), (7, 1), (8, 2), (15, 3), (16, 4)] {
+            let activated = hashes(Some((7, position)));
+            assert_eq!(activated[..num_shared], base[..num_shared], "{position}");
+            let others =
+                [base.clone(), hashes(Some((8, position))), hashes(Some((7, position ^ 1)))];
+            for other in others {
+                for index in num_shared..4 {
+                    assert_ne!(activated[index], other[index], "{position}, block {index}");
+                }
+            }
+        }
     }
 }

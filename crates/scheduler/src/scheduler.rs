@@ -1,6 +1,6 @@
 //! The scheduler's state, and how sequences enter and leave it other than by finishing.
 
-use crate::admission::{AddError, check_fits};
+use crate::admission::{AddError, PromptLength, check_fits};
 use crate::commit::SequenceEvent;
 use crate::cost::CostModel;
 use crate::eviction::EvictionKind;
@@ -64,7 +64,8 @@ impl SchedulerConfig {
 pub struct SchedulerCounters {
     /// Sequences that lost their blocks and were queued again.
     pub num_preemptions: u64,
-    /// Prompt tokens of sequences that have run.
+    /// Prompt tokens of sequences that have run. Like all counters here, without virtual tokens: they
+    /// sum up what the usages of responses say.
     pub prompt_tokens: u64,
     /// Prompt tokens that were looked for in the prefix cache.
     pub prefix_query_tokens: u64,
@@ -150,7 +151,9 @@ impl Scheduler {
     /// As [`check_fits`].
     pub fn add(&mut self, new: NewSequence) -> Result<Option<AdapterId>, AddError> {
         let adapter_chunks = new.adapter.map_or(0, |adapter| adapter.num_chunks);
-        check_fits(&self.limits, new.prompt.len(), &new.stop, adapter_chunks)?;
+        let num_virtual = new.num_virtual_tokens;
+        let prompt = PromptLength { given: new.prompt.len() - num_virtual, num_virtual };
+        check_fits(&self.limits, prompt, &new.stop, adapter_chunks)?;
         self.num_arrivals += 1;
         let adapter = new.adapter.map(|adapter| self.memory.add_waiting(adapter));
         let tenant = self.waiting.enter(&new.tenant);

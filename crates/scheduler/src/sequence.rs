@@ -2,7 +2,7 @@
 //! Knows no other sequence.
 
 use crate::memory::Memory;
-use crate::prefix_cache::{PrefixChain, PrefixHasher};
+use crate::prefix_cache::{Activation, PrefixChain, PrefixHasher};
 use crate::queue::TenantId;
 use crate::residency::AdapterSpec;
 use std::sync::Arc;
@@ -16,12 +16,16 @@ use weft_types::{
 pub struct NewSequence {
     /// Never used before.
     pub id: SeqId,
-    /// At least one token.
+    /// The virtual tokens of the adapter, then at least one token.
     pub prompt: Arc<[TokenId]>,
+    /// How many tokens of the prompt are virtual: computed and cached like others, and told of to nobody.
+    pub num_virtual_tokens: usize,
     /// When it ends.
     pub stop: StopConditions,
     /// Whose keys and values it computes; `None` is the bare base.
     pub adapter: Option<AdapterSpec>,
+    /// The position from which on they are the adapter's; before it they are the base's.
+    pub active_from: usize,
     /// Who asks: service is shared out evenly among tenants, by their weights.
     pub tenant: Arc<str>,
     /// Lower ones run first, whoever asks.
@@ -43,6 +47,8 @@ pub(crate) struct Sequence {
     /// The prompt and what was drawn.
     pub(crate) tokens: Vec<TokenId>,
     pub(crate) num_prompt_tokens: usize,
+    /// Of those, how many are virtual.
+    pub(crate) num_virtual: usize,
     pub(crate) stop: StopConditions,
     pub(crate) adapter: Option<AdapterId>,
     pub(crate) tenant: TenantId,
@@ -85,6 +91,14 @@ impl Sequence {
         hasher: &PrefixHasher,
     ) -> Self {
         let hash = new.adapter.map(|adapter| adapter.hash);
+        let salt = new.cache_salt.as_deref();
+        let chain = match hash {
+            Some(adapter) if new.active_from > 0 => {
+                let activation = Activation { adapter, position: new.active_from };
+                PrefixChain::new(hasher.root(None, salt)).activated(activation)
+            }
+            _ => PrefixChain::new(hasher.root(hash, salt)),
+        };
         Self {
             id: new.id,
             adapter,
@@ -95,6 +109,7 @@ impl Sequence {
             missed: false,
             arrival,
             num_prompt_tokens: new.prompt.len(),
+            num_virtual: new.num_virtual_tokens,
             tokens: new.prompt.to_vec(),
             stop: new.stop,
             blocks: Vec::new(),
@@ -103,7 +118,7 @@ impl Sequence {
             num_cached: None,
             num_planned: 0,
             uses_cache: new.uses_cache,
-            chain: PrefixChain::new(hasher.root(hash, new.cache_salt.as_deref())),
+            chain,
             num_registered: 0,
         }
     }
@@ -241,10 +256,11 @@ impl Sequence {
         is_long.then_some(FinishReason::Length)
     }
 
+    /// Without virtual tokens.
     pub(crate) fn usage(&self) -> Usage {
         Usage {
-            prompt_tokens: self.num_prompt_tokens,
-            cached_tokens: self.num_cached.unwrap_or(0),
+            prompt_tokens: self.num_prompt_tokens - self.num_virtual,
+            cached_tokens: self.num_cached.unwrap_or(0).saturating_sub(self.num_virtual),
             completion_tokens: self.num_drawn(),
         }
     }

@@ -57,6 +57,11 @@ impl ApiError {
         self
     }
 
+    /// The same fault of another field.
+    pub(crate) fn of_param(self, param: &str) -> Self {
+        self.param(param)
+    }
+
     /// A value that cannot be honoured, at `param` (`messages[0].role`).
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::bad_request(message).param(param).code("invalid_value")
@@ -253,10 +258,17 @@ impl ApiError {
             | AdapterError::InvalidName { .. }
             | AdapterError::NameIsBase { .. }
             | AdapterError::PathNotFound { .. } => return Self::unknown_model(model),
+            AdapterError::MissingPart { .. } => {
+                return Self::not_found(error.to_string()).param("model").code("model_not_found");
+            }
             AdapterError::Interrupted { .. } | AdapterError::HostMemoryFull { .. } => {
                 return Self::overloaded(error.to_string());
             }
-            AdapterError::HostMemoryTooSmall { .. } => {
+            AdapterError::HostMemoryTooSmall { .. } | AdapterError::Composition { .. } => {
+                return Self::invalid("model", error.to_string());
+            }
+            // A part of what was asked for.
+            AdapterError::Rejected { name, .. } if name != model => {
                 return Self::invalid("model", error.to_string());
             }
             AdapterError::Rejected { reason, .. } => format!("it {reason}"),
@@ -291,6 +303,8 @@ impl ApiError {
                 Self::overloaded(error.to_string())
             }
             AdapterError::Rejected { .. }
+            | AdapterError::Composition { .. }
+            | AdapterError::MissingPart { .. }
             | AdapterError::HostMemoryTooSmall { .. }
             | AdapterError::Io { .. }
             | AdapterError::Directory { .. } => Self::invalid("lora_path", error.to_string()),

@@ -191,7 +191,11 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
         gauge("vllm:num_requests_running", "Sequences that run.", stats.running() as f64),
         gauge("vllm:num_requests_waiting", "Sequences that wait.", stats.waiting() as f64),
         gauge("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", used_share),
-        counter("vllm:prompt_tokens_total", "Prompt tokens.", stats.prompt_tokens()),
+        counter(
+            "vllm:prompt_tokens_total",
+            "Prompt tokens, without virtual ones.",
+            stats.prompt_tokens(),
+        ),
         counter("vllm:prompt_tokens_cached_total", "Of those, cached.", stats.cached_tokens()),
         counter("vllm:generation_tokens_total", "Tokens drawn.", stats.generation_tokens()),
         counter("vllm:num_preemptions_total", "Preempted sequences.", stats.preemptions()),

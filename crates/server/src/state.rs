@@ -3,6 +3,7 @@
 use crate::error::ApiError;
 use crate::metrics::Metrics;
 use crate::offload::Offload;
+use crate::routes::openai::prompt::Context;
 use crate::trace_recorder::TraceRecorder;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -119,6 +120,12 @@ impl AppState {
     pub(crate) fn max_model_len(&self) -> usize {
         let limits = self.inner.engine.limits();
         limits.max_model_len.min(limits.num_blocks * limits.block_size)
+    }
+
+    /// What a prompt for an adapter must fit.
+    pub(crate) fn context(&self, adapter: Option<&AdapterLease>) -> Context {
+        let num_virtual = adapter.map_or(0, |lease| lease.weights().num_virtual_tokens);
+        Context { max_model_len: self.max_model_len(), num_virtual }
     }
 
     /// When the base was loaded, for its card.

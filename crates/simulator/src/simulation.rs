@@ -148,6 +148,8 @@ impl<P: FnMut(u64)> Simulation<P> {
         let new = NewSequence {
             id,
             prompt: prompt(id, request.prompt_tokens),
+            num_virtual_tokens: 0,
+            active_from: 0,
             stop: StopConditions { max_tokens: request.output_tokens, ..StopConditions::default() },
             adapter,
             tenant: self.tenant_name(request.tenant),

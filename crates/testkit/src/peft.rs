@@ -32,6 +32,8 @@ pub struct RandomAdapter {
     pub rank_pattern: Vec<(String, usize)>,
     /// `alpha_pattern`, likewise.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// `alora_invocation_tokens`
+    pub invocation_tokens: Option<Vec<u32>>,
     /// Of all tensors.
     pub dtype: Dtype,
     /// Elements are uniform in `-magnitude .. magnitude`.
@@ -54,6 +56,7 @@ impl Default for RandomAdapter {
             base_copies: true,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            invocation_tokens: None,
             dtype: Dtype::F32,
             magnitude: 0.1,
             seed: 0,
@@ -79,7 +82,7 @@ impl RandomAdapter {
         let alphas: Map<_, _> =
             self.alpha_pattern.iter().map(|(key, alpha)| (key.clone(), json!(alpha))).collect();
         let value = json!({
-            "alora_invocation_tokens": null,
+            "alora_invocation_tokens": self.invocation_tokens,
             "alpha_pattern": alphas,
             "arrow_config": null,
             "auto_mapping": null,

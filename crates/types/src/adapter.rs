@@ -5,13 +5,13 @@
 //!
 //! ```text
 //! y = g_out ⊙ (W (g_in ⊙ x) + b + Σ s · B^T (A x)) + shift       low-rank update, gains
-//! y = y + B₂^T act(A₂ y + c) + d                                   bottleneck, at O and Down
+//! h = h + y + B₂^T act(A₂ x + c) + d                               bottleneck, at O and Down: x = y, or h + y
 //! ```
 //!
 //! with `x:[K] A:[r,K] B:[r,N] y:[N] g_in:[K] g_out,shift:[N]`, matrices row-major. The low-rank update
 //! reads x as it is. Tokens may have embeddings of their own, and keys and values that are given.
 
-use crate::id::ContentHash;
+use crate::id::{ContentHash, TokenId};
 
 /// The element type of stored adapter weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +97,7 @@ pub struct AdapterTensor {
     pub cols: usize,
     /// `rows * cols * dtype.size()` bytes.
     pub data: Box<[u8]>,
-    /// `[rows]`: what each row's integers are multiplied with. `None` but for [`Dtype::I8`].
+    /// `[rows]`: what each row is multiplied with; [`Dtype::I8`] always has it, tables of tokens never.
     pub row_scales: Option<Box<[f32]>>,
 }
 
@@ -164,13 +164,23 @@ pub enum Activation {
     Identity,
 }
 
-/// `y[t,:] += (act(y[t,:] A^T + c) B) + d`, `A:[rank,N] c:[rank] B:[rank,N] d:[N]`: reads and writes the
-/// output of a linear before it is added to the residual stream (Houlsby 2019, Pfeiffer 2020). Scales
-/// are folded into B and d.
+/// What a [`Bottleneck`] reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BottleneckInput {
+    /// The output of its linear (Houlsby 2019).
+    Output,
+    /// The residual stream with that output added (Pfeiffer 2020).
+    Residual,
+}
+
+/// `h[t,:] += (act(x[t,:] A^T + c) B) + d`, `A:[rank,N] c:[rank] B:[rank,N] d:[N]`: h is the residual stream
+/// after the output of a linear was added to it, x is that output or h. Scales are folded into B and d.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bottleneck {
     /// [`Module::O`] or [`Module::Down`] of a layer.
     pub site: Site,
+    /// x
+    pub reads: BottleneckInput,
     /// `[rank, N]`
     pub a: AdapterTensor,
     /// `[rank]`
@@ -222,6 +232,9 @@ pub struct LoweredAdapter {
     pub kv_prefix: Option<KvPrefix>,
     /// Tokens with ids from the size of the vocabulary on that every prompt of this adapter begins with.
     pub num_virtual_tokens: usize,
+    /// Active only from the begin of the last occurrence of these tokens in the prompt on, and not at
+    /// all without one (activated LoRA, Greenewald 2025). At least one; `None` is active everywhere.
+    pub invocation_tokens: Option<Box<[TokenId]>>,
 }
 
 impl LoweredAdapter {

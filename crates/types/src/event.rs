@@ -34,7 +34,7 @@ pub enum FinishReason {
 /// Counts for the response's `usage`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Tokens of the prompt as the client sent it: virtual tokens are never counted.
     pub prompt_tokens: usize,
     /// Of those, how many were found in the prefix cache.
     pub cached_tokens: usize,

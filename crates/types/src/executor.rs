@@ -26,7 +26,7 @@ pub struct ExecutorLimits {
 /// What the executor must know of a sequence before its first step.
 #[derive(Clone, Debug)]
 pub struct SequenceSpec {
-    /// For penalties and prompt log probabilities.
+    /// For penalties and prompt log probabilities. Begins with the adapter's virtual tokens.
     pub prompt: Arc<[TokenId]>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
@@ -45,6 +45,19 @@ pub struct AdapterRef {
     pub id: AdapterId,
     /// What must be loaded under that id: an executor never computes with anything else.
     pub content_hash: ContentHash,
+    /// Tokens at the begin of the prompt that the adapter put there: ids from the size of the vocabulary
+    /// on, of which nothing is ever told.
+    pub num_virtual_tokens: usize,
+    /// Positions before this one are computed without the adapter.
+    pub active_from: usize,
+}
+
+impl AdapterRef {
+    /// An adapter that is active everywhere and puts nothing before the prompt.
+    #[must_use]
+    pub fn new(id: AdapterId, content_hash: ContentHash) -> Self {
+        Self { id, content_hash, num_virtual_tokens: 0, active_from: 0 }
+    }
 }
 
 /// A step failed. Its sequences end with this sentence; the engine goes on.

@@ -23,8 +23,8 @@ pub mod plan;
 pub mod request;
 
 pub use adapter::{
-    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
-    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix,
+    LowRankUpdate, LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 pub use event::{FinishReason, TokenEvent, TokenLogprob, TokenLogprobs, Usage};
 pub use executor::{AdapterRef, ExecuteError, Executor, ExecutorLimits, SequenceSpec};

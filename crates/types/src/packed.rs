@@ -6,11 +6,12 @@
 //! less than a row a page.
 
 use crate::adapter::{
-    Activation, AdapterTensor, Bottleneck, Dtype, EmbeddingUpdate, KvPrefix, LowRankUpdate,
-    LoweredAdapter, Module, Site, SiteVectors, TokenRows,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, Dtype, EmbeddingUpdate, KvPrefix,
+    LowRankUpdate, LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
-use crate::id::ContentHash;
+use crate::id::{ContentHash, TokenId};
 use crate::page::{HeapPages, Page, PageAllocator};
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -99,9 +100,11 @@ pub struct PackedVectors {
 pub struct PackedBottleneck {
     /// Where it applies.
     pub site: Site,
-    /// `[rank]`: the scales of quantized rows of A, else 1.
+    /// What is multiplied with A.
+    pub reads: BottleneckInput,
+    /// `[rank]`: of the rows of A, 1 if they have none.
     pub a_scales: Box<[f32]>,
-    /// `[rank]`: the scales of quantized rows of B, else 1.
+    /// `[rank]`: of the rows of B, 1 if they have none.
     pub b_scales: Box<[f32]>,
     /// Between the two.
     pub activation: Activation,
@@ -152,6 +155,8 @@ pub struct AdapterLayout {
     pub kv_prefix: Option<PackedKvPrefix>,
     /// See [`LoweredAdapter::num_virtual_tokens`].
     pub num_virtual_tokens: usize,
+    /// See [`LoweredAdapter::invocation_tokens`].
+    pub invocation_tokens: Option<Box<[TokenId]>>,
     /// Pages in all: chunks that it takes on a device.
     pub num_chunks: usize,
     /// Bytes of all pages.
@@ -210,7 +215,19 @@ impl PackedAdapter {
         adapter.token_rows.iter().try_for_each(|rows| packer.push_token_rows(rows))?;
         adapter.kv_prefix.iter().try_for_each(|prefix| packer.push_kv_prefix(prefix))?;
         packer.set_num_virtual_tokens(adapter.num_virtual_tokens);
+        packer.set_invocation_tokens(adapter.invocation_tokens.clone());
         Ok(packer.finish(adapter.content_hash))
+    }
+
+    /// The rows of a matrix of this adapter, in order: whole rows, as many as are contiguous.
+    pub fn runs(&self, matrix: &PackedMatrix) -> impl Iterator<Item = &[u8]> {
+        let row_bytes = matrix.row_bytes();
+        let begins = matrix.runs.iter().map(|run| run.first_row as usize);
+        let ends = begins.skip(1).chain([matrix.rows]);
+        matrix.runs.iter().zip(ends).map(move |(run, end)| {
+            let len = (end - run.first_row as usize) * row_bytes;
+            &self.pages[run.page as usize][run.offset as usize..][..len]
+        })
     }
 }
 
@@ -231,7 +248,8 @@ impl Packer {
     /// As [`Self::new`], in memory of `allocator`.
     #[must_use]
     pub fn in_pages_of(allocator: Arc<dyn PageAllocator>, chunk_bytes: usize) -> Self {
-        let pages = Pages { allocator, chunk_bytes, pages: Vec::new() };
+        let (pages, packed) = (Vec::new(), HashMap::new());
+        let pages = Pages { allocator, chunk_bytes, pages, packed };
         Self { pages, layout: AdapterLayout::default() }
     }
 
@@ -287,6 +305,7 @@ impl Packer {
         };
         self.layout.bottlenecks.push(PackedBottleneck {
             site: bottleneck.site,
+            reads: bottleneck.reads,
             a_scales: scales(&bottleneck.a),
             b_scales: scales(&bottleneck.b),
             activation: bottleneck.activation,
@@ -321,6 +340,11 @@ impl Packer {
     /// How many virtual tokens prompts begin with.
     pub fn set_num_virtual_tokens(&mut self, num_virtual_tokens: usize) {
         self.layout.num_virtual_tokens = num_virtual_tokens;
+    }
+
+    /// From which tokens of the prompt on the adapter is active.
+    pub fn set_invocation_tokens(&mut self, tokens: Option<Box<[TokenId]>>) {
+        self.layout.invocation_tokens = tokens;
     }
 
     /// Names the whole.
@@ -381,11 +405,19 @@ impl AdapterLayout {
     }
 }
 
+/// What two equal matrices have in common, and most others have not: type, rows, columns, first bytes.
+type Likeness = (Dtype, usize, usize, Box<[u8]>);
+
+/// First bytes of a [`Likeness`].
+const NUM_FIRST_BYTES: usize = 64;
+
 #[derive(Debug)]
 struct Pages {
     allocator: Arc<dyn PageAllocator>,
     chunk_bytes: usize,
     pages: Vec<Page>,
+    /// The last matrix of each likeness: a method may have one for many sites (VeRA).
+    packed: HashMap<Likeness, PackedMatrix>,
 }
 
 impl Pages {
@@ -400,6 +432,13 @@ impl Pages {
         let row_bytes = tensor.cols * tensor.dtype.size();
         if row_bytes > self.chunk_bytes {
             return Err(RowTooLarge { row_bytes, chunk_bytes: self.chunk_bytes });
+        }
+        let first = tensor.data.len().min(NUM_FIRST_BYTES);
+        let likeness = (tensor.dtype, tensor.rows, tensor.cols, tensor.data[..first].into());
+        if let Some(packed) = self.packed.get(&likeness)
+            && self.holds(packed, &tensor.data)
+        {
+            return Ok(packed.clone());
         }
         let mut runs = Vec::with_capacity(1);
         let mut row = 0;
@@ -423,7 +462,21 @@ impl Pages {
             row += num_rows;
         }
         let (dtype, rows, cols) = (tensor.dtype, tensor.rows, tensor.cols);
-        Ok(PackedMatrix { dtype, rows, cols, runs: runs.into() })
+        let packed = PackedMatrix { dtype, rows, cols, runs: runs.into() };
+        self.packed.insert(likeness, packed.clone());
+        Ok(packed)
+    }
+
+    /// Whether a packed matrix has these bytes.
+    fn holds(&self, packed: &PackedMatrix, mut data: &[u8]) -> bool {
+        packed.runs.iter().enumerate().all(|(index, run)| {
+            let next =
+                packed.runs.get(index + 1).map_or(packed.rows, |next| next.first_row as usize);
+            let len = (next - run.first_row as usize) * packed.row_bytes();
+            let (here, rest) = data.split_at(len);
+            data = rest;
+            self.pages[run.page as usize][run.offset as usize..][..len] == *here
+        })
     }
 
     /// The last page gives back what it does not need.
@@ -456,15 +509,8 @@ mod tests {
     }
 
     fn unpacked(packed: &PackedAdapter, matrix: &PackedMatrix) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (index, run) in matrix.runs.iter().enumerate() {
-            assert_eq!(run.offset as usize % ALIGNMENT, 0);
-            let next =
-                matrix.runs.get(index + 1).map_or(matrix.rows, |next| next.first_row as usize);
-            let len = (next - run.first_row as usize) * matrix.row_bytes();
-            bytes.extend_from_slice(&packed.pages[run.page as usize][run.offset as usize..][..len]);
-        }
-        bytes
+        assert!(matrix.runs.iter().all(|run| (run.offset as usize).is_multiple_of(ALIGNMENT)));
+        packed.runs(matrix).collect::<Vec<_>>().concat()
     }
 
     #[test]
@@ -541,6 +587,26 @@ mod tests {
             assert_eq!((packed.max_rank(), lowered.max_rank()), (5, 5));
             let len: usize = packed.pages.iter().map(|page| page.len()).sum();
             assert!(len == packed.num_bytes && len >= lowered.num_bytes());
+        }
+    }
+
+    #[test]
+    fn equal_matrices_are_packed_once_and_alike_ones_are_not() {
+        let mut lowered = adapter(&[16, 16, 16]);
+        let first = lowered.low_rank[0].a.clone();
+        lowered.low_rank[1].a = first.clone();
+        // Differs in its last byte only.
+        lowered.low_rank[2].a = first;
+        if let Some(last) = lowered.low_rank[2].a.data.last_mut() {
+            *last ^= 1;
+        }
+        for chunk_bytes in [192, 1 << 20] {
+            let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
+            assert_eq!(packed.low_rank[0].a, packed.low_rank[1].a);
+            assert_ne!(packed.low_rank[0].a, packed.low_rank[2].a);
+            for (update, packed_update) in lowered.low_rank.iter().zip(&packed.low_rank) {
+                assert_eq!(unpacked(&packed, &packed_update.a), *update.a.data);
+            }
         }
     }
 

@@ -83,7 +83,8 @@ pub struct SequenceOutput {
     /// Its log probabilities, if asked for.
     pub logprobs: Option<TokenLogprobs>,
     /// Log probabilities of the prompt tokens at positions `start + 1 ..= start + len` that lie in
-    /// the prompt, if asked for: entry `i` is that of the token after the chunk's `i`-th.
+    /// the prompt, if asked for: entry `i` is that of the token after the chunk's `i`-th. Virtual tokens
+    /// are not counted and have none, nor has the token after them.
     pub prompt_logprobs: Vec<TokenLogprobs>,
     /// This sequence cannot go on, though the others of the step can: its logits are not finite,
     /// say. Nothing that it computed in this step may be reused.

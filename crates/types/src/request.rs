@@ -76,7 +76,7 @@ pub struct StopConditions {
 /// One sequence to generate. `n > 1` is several of these, made by the server.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// At least one token, each below the vocabulary size.
+    /// At least one token, each below the vocabulary size: without the virtual tokens of an adapter.
     pub prompt: Arc<[TokenId]>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,

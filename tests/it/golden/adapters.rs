@@ -2,8 +2,7 @@
 
 use super::prompts;
 use crate::support::decoding::{all_logits, relative_error};
-use crate::support::golden;
-use safetensors::SafeTensors;
+use crate::support::{golden, golden_metadata};
 use std::sync::Arc;
 use weft_adapters::{LoadLimits, load_peft_dir};
 use weft_model::{LoadOptions, LoadedModel};
@@ -21,9 +20,7 @@ fn every_adapter_gives_the_logits_of_peft() {
     for dir in dirs {
         let path = dir.join("golden.safetensors");
         let file = GoldenFile::open(&path).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
-        let metadata = metadata.metadata().clone().unwrap_or_default();
+        let metadata = golden_metadata(&path);
         let base = metadata.get("base").map_or("tiny-llama", String::as_str);
         let model =
             LoadedModel::load(&golden(&format!("models/{base}")), &LoadOptions::default()).unwrap();

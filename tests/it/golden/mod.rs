@@ -1,9 +1,12 @@
 //! Logits and tokens against files made by transformers and peft (`scripts/golden`).
 
+mod activated;
 mod adapters;
 mod bases;
+mod compositions;
 mod demo_base;
 mod gguf;
+mod methods;
 mod models;
 mod tokenizer;
 
@@ -15,7 +18,7 @@ fn tokens(file: &GoldenFile, name: &str) -> Vec<u32> {
 }
 
 /// Every prompt of a file, `tokens.i`, with its logits, `logits.i`: at least three.
-fn prompts(file: &GoldenFile) -> Vec<(Vec<u32>, Vec<f32>)> {
+pub(crate) fn prompts(file: &GoldenFile) -> Vec<(Vec<u32>, Vec<f32>)> {
     let num_prompts = file.names().filter(|name| name.starts_with("tokens.")).count();
     assert!(num_prompts >= 3, "{num_prompts} prompts");
     (0..num_prompts)

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use weft_kernels::PlacedAdapter;
 use weft_model::CpuDevice;
 use weft_types::{
-    Activation, AdapterTensor, BaseModelSpec, BlockId, Bottleneck, ContentHash, Dtype, KvPrefix,
-    LowRankUpdate, LoweredAdapter, Module, PackedAdapter, Site, SiteVectors, TokenRows,
+    Activation, AdapterTensor, BaseModelSpec, BlockId, Bottleneck, BottleneckInput, ContentHash,
+    Dtype, KvPrefix, LowRankUpdate, LoweredAdapter, Module, PackedAdapter, Site, SiteVectors,
+    TokenRows,
 };
 
 /// `[rows, cols]` of f32 up to `size`.
@@ -91,6 +92,10 @@ pub(crate) fn versatile_adapter(
             }
             adapter.bottlenecks.push(Bottleneck {
                 site: Site::Layer { layer, module },
+                reads: match module {
+                    Module::O => BottleneckInput::Output,
+                    _ => BottleneckInput::Residual,
+                },
                 a_bias: (0..rank).map(|_| next()).collect(),
                 activation: activations[number as usize % activations.len()],
                 b_bias: (0..hidden).map(|_| 0.1 * next()).collect(),

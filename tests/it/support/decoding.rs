@@ -15,10 +15,26 @@ pub(crate) fn all_logits(
     adapter: Option<&Arc<LoweredAdapter>>,
     tokens: &[TokenId],
 ) -> Vec<f32> {
+    let chunk_bytes = chunk_bytes(model);
+    let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes).unwrap());
+    packed_logits(model, packed, 0, tokens)
+}
+
+/// Of the pages of packed adapters.
+pub(crate) fn chunk_bytes(model: &LoadedModel) -> usize {
+    pool_layout(&model.config, KvCacheDtype::F32)
+}
+
+/// The same with an adapter that is active from a position on.
+pub(crate) fn packed_logits(
+    model: &LoadedModel,
+    packed: Option<PackedAdapter>,
+    active_from: usize,
+    tokens: &[TokenId],
+) -> Vec<f32> {
     let num_rows = tokens.len();
     let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
-    let chunk_bytes = pool_layout(&model.config, KvCacheDtype::F32);
-    let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes).unwrap());
+    let chunk_bytes = chunk_bytes(model);
     let num_chunks = packed.as_ref().map_or(0, |packed| packed.num_chunks);
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
     let mut device = CpuDevice::new(&model.config, 2, KvDtype::F32, arena, num_rows);
@@ -26,7 +42,11 @@ pub(crate) fn all_logits(
     let weights = Arc::clone(&model.weights);
     let mut decoder = Decoder::new(model.config.clone(), weights, device, num_rows, num_rows);
     let step = decoder.attention_shape(0).rows_per_item();
-    let segment = || vec![AdapterSegment { rows: 0..num_rows, adapter: adapter.clone() }];
+    let segment = || {
+        let base = AdapterSegment { rows: 0..active_from, adapter: None };
+        let adapted = AdapterSegment { rows: active_from..num_rows, adapter: adapter.clone() };
+        [base, adapted].into_iter().filter(|segment| !segment.rows.is_empty()).collect::<Vec<_>>()
+    };
     let batch = ForwardBatch {
         tokens: tokens.to_vec(),
         positions: (0..num_rows as u32).collect(),

@@ -7,11 +7,20 @@ pub(crate) mod failing_driver;
 pub(crate) mod scheduling;
 pub(crate) mod server;
 
-use std::path::PathBuf;
+use safetensors::SafeTensors;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// A path below `tests/golden`.
 pub(crate) fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(path)
+}
+
+/// What a golden file says of itself.
+pub(crate) fn golden_metadata(path: &Path) -> HashMap<String, String> {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    metadata.metadata().clone().unwrap_or_default()
 }
 
 /// A path below the repository's root.

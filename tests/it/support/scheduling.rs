@@ -14,6 +14,7 @@ use weft_types::{
 /// One request.
 #[derive(Clone)]
 pub(crate) struct Request {
+    /// With the virtual tokens of its adapter, and with an invocation if that must be invoked.
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) adapter: Option<Arc<LoweredAdapter>>,
     pub(crate) sampling: SamplingParams,
@@ -106,9 +107,11 @@ pub(crate) fn run_on(
             if let (Some(adapter), Some(packed)) = (adapter, packed) {
                 adapters.insert(adapter, Arc::clone(packed));
             }
-            let adapter = adapter
-                .zip(packed)
-                .map(|(id, packed)| AdapterRef { id, content_hash: packed.content_hash });
+            let adapter = adapter.zip(packed).map(|(id, packed)| AdapterRef {
+                num_virtual_tokens: packed.num_virtual_tokens,
+                active_from: active_from(request, packed),
+                ..AdapterRef::new(id, packed.content_hash)
+            });
             executor.add_sequence(id, spec(request, adapter));
         }
         // Copies run beside one step, and end before the next is planned: so that plans repeat.
@@ -166,10 +169,19 @@ fn spec(request: &Request, adapter: Option<AdapterRef>) -> SequenceSpec {
     }
 }
 
+/// Where the adapter's last invocation begins in a prompt that has one.
+fn active_from(request: &Request, packed: &PackedAdapter) -> usize {
+    let Some(invocation) = &packed.invocation_tokens else { return 0 };
+    let begins = |&at: &usize| request.prompt[at..].starts_with(invocation);
+    (0..request.prompt.len()).rev().find(begins).expect("the prompt invokes its adapter")
+}
+
 fn new_sequence(id: SeqId, request: &Request, packed: Option<&Arc<PackedAdapter>>) -> NewSequence {
     NewSequence {
         id,
         prompt: request.prompt.as_slice().into(),
+        num_virtual_tokens: packed.map_or(0, |packed| packed.num_virtual_tokens),
+        active_from: packed.map_or(0, |packed| active_from(request, packed)),
         stop: StopConditions { max_tokens: request.max_tokens, ..Default::default() },
         adapter: packed.map(|packed| AdapterSpec {
             hash: packed.content_hash,

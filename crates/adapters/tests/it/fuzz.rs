@@ -1,13 +1,17 @@
 //! Whatever the two files hold, the loader answers with a sentence or with an adapter that fits the
 //! base: it never panics.
 
+use crate::reference::golden;
 use proptest::prelude::*;
 use serde_json::Value;
-use weft_adapters::{LoadLimits, lower_peft_bytes};
+use std::io;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use weft_adapters::{BaseLinear, BaseWeights, ForBase, LoadLimits, lower_peft_bytes};
 use weft_testkit::peft::RandomAdapter;
 use weft_testkit::safetensors_file::{RawTensor, safetensors_bytes};
 use weft_testkit::tiny_llama_spec;
-use weft_types::{AdapterTensor, LoweredAdapter, Module, Site};
+use weft_types::{AdapterTensor, BaseModelSpec, LoweredAdapter, Module, Site};
 
 const MAX_RANK: usize = 16;
 
@@ -134,6 +138,44 @@ fn json_value() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Both files of the adapters that peft made of each method.
+fn files_of_methods() -> &'static [(Vec<u8>, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(Vec<u8>, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let dirs = golden("methods").read_dir().unwrap().map(|entry| entry.unwrap().path());
+        let mut dirs: Vec<_> = dirs.filter(|path| path.is_dir()).collect();
+        dirs.sort();
+        let read = |dir: &PathBuf| {
+            let config = std::fs::read(dir.join("adapter_config.json")).unwrap();
+            let tensors = std::fs::read(dir.join("adapter_model.safetensors"));
+            (config, tensors.or_else(|_| std::fs::read(dir.join("adapter.safetensors"))).unwrap())
+        };
+        dirs.iter().map(read).collect()
+    })
+}
+
+/// A base of zeros, with biases.
+#[derive(Debug)]
+struct Zeros(BaseModelSpec);
+
+impl BaseWeights for Zeros {
+    fn linear(&self, _: Site) -> io::Result<Box<dyn BaseLinear + '_>> {
+        Ok(Box::new(ZeroRows))
+    }
+
+    fn bias(&self, site: Site) -> io::Result<Option<Vec<f32>>> {
+        Ok(Some(vec![0.0; self.0.site(site).num_outputs]))
+    }
+}
+
+struct ZeroRows;
+
+impl BaseLinear for ZeroRows {
+    fn row_into(&self, _: usize, out: &mut [f32]) {
+        out.fill(0.0);
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_answered(config in any::<Vec<u8>>(), tensors in any::<Vec<u8>>()) {
@@ -213,6 +255,29 @@ proptest! {
             .map(|(name, dtype, shape, data)| RawTensor { name, dtype: dtype.into(), shape, data })
             .collect();
         load(&good_config(), &safetensors_bytes(&tensors));
+    }
+
+    #[test]
+    fn edited_files_of_every_method_are_answered(
+        method in any::<proptest::sample::Index>(),
+        edits in proptest::collection::vec(edit(), 0..4),
+        header_edits in proptest::collection::vec(edit(), 0..4),
+    ) {
+        let (mut config, mut tensors) = files_of_methods()[method.index(files_of_methods().len())].clone();
+        let len = config.len();
+        apply(&mut config, len, &edits);
+        let header = 8 + u64::from_le_bytes(*tensors.first_chunk().unwrap()) as usize;
+        let before = tensors.len() as i64;
+        apply(&mut tensors, header, &header_edits);
+        let grown = tensors.len() as i64 - before;
+        if let (Some(length), true) = ((header as i64 - 8).checked_add(grown), tensors.len() > 8) {
+            tensors[..8].copy_from_slice(&length.to_le_bytes());
+        }
+        let weights = Zeros(tiny_llama_spec());
+        let base = ForBase { spec: &weights.0, weights: Some(&weights) };
+        if let Err(refusal) = lower_peft_bytes(&config, &tensors, base, &LoadLimits::default()) {
+            assert!(refusal.reason().len() < 2000, "{}", refusal.reason().len());
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod compositions;
 mod demo;
 mod faults;
 mod fuzz;
@@ -9,7 +10,9 @@ mod histories;
 mod host_memory;
 mod loading;
 mod malformed;
+mod methods;
 mod peft_configs;
+mod reference;
 mod registry;
 mod storages;
 mod world;

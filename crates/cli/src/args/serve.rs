@@ -119,7 +119,8 @@ pub enum AdapterDtypeChoice {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterArgs {
-    /// An adapter, loaded at start; may be given several times.
+    /// An adapter, loaded at start; may be given several times. NAME=compose:A+0.5*B is a composition of
+    /// adapters that were given before it or lie in the adapter directory.
     #[arg(long = "adapter", value_name = "NAME=PATH")]
     pub adapter: Vec<String>,
     /// Every sub-directory is an adapter of that name, loaded when first asked for.

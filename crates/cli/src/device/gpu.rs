@@ -1,6 +1,8 @@
 //! Models on a GPU: flags and a path in, an executor out.
 
-use super::{BuiltExecutor, MemoryPlan, asked_kv_dtype, kv_bytes_per_token, load};
+use super::{
+    BuiltExecutor, MemoryPlan, asked_kv_dtype, base_weights, kv_bytes_per_token, load, quantize,
+};
 use crate::args::EngineArgs;
 use crate::args::serve::{DtypeChoice, LoadFormat};
 use crate::size::ByteSize;
@@ -98,13 +100,17 @@ pub(super) fn build(
     let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
     let executor = CudaExecutor::on_gpu(gpu, model, half, &config)?;
     let device = describe(gpu);
+    let base_weights = match args.load_format {
+        LoadFormat::Dummy => None,
+        LoadFormat::Auto => Some(base_weights::of_checkpoint(path, quantize(args))?),
+    };
     let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
     let pages = PinnedPages::new(gpu, |error| {
         tracing::warn!(
             "adapters go to the GPU more slowly, from memory that is not pinned: {error}"
         );
     });
-    Ok(BuiltExecutor { pages: Arc::new(pages), ..built })
+    Ok(BuiltExecutor { pages: Arc::new(pages), base_weights, ..built })
 }
 
 fn describe(gpu: &Gpu) -> String {

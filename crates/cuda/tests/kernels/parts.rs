@@ -9,7 +9,8 @@ use weft_cuda::ops::bottleneck::{Reference, bottleneck};
 use weft_cuda::ops::gains::{Aside, apply_gains, reference};
 use weft_cuda::ops::lora::{LoraInput, LoraTarget, Pieces, scratch_len};
 use weft_types::{
-    Activation, AdapterTensor, Bottleneck, LoweredAdapter, Module, PackedAdapter, SiteVectors,
+    Activation, AdapterTensor, Bottleneck, BottleneckInput, LoweredAdapter, Module, PackedAdapter,
+    SiteVectors,
 };
 
 /// With gains and shifts at Q, a gain only at K, a shift only at V.
@@ -86,6 +87,7 @@ fn with_bottleneck(
     let [a, b] = [DTYPES[index % 4], DTYPES[(index + 1) % 4]];
     let bottlenecks = vec![Bottleneck {
         site: site(Module::Down),
+        reads: BottleneckInput::Output,
         a: tensor(rng, a, [rank, width]),
         a_bias: rng.floats(rank).into(),
         activation,
@@ -135,7 +137,7 @@ fn bottlenecks_of_every_activation_and_type_in_decode_and_in_prefill() {
         let x = gpu.alloc::<u16>(num_rows * width).unwrap();
         let h = gpu.alloc::<f32>(scratch_len(num_rows, 20, width)).unwrap();
         let behind = site_index(site(Module::Down), NUM_LAYERS);
-        let behind = bottleneck_index(behind, NUM_LAYERS).unwrap();
+        let behind = bottleneck_index(behind, NUM_LAYERS, BottleneckInput::Output).unwrap();
         let target = LoraTarget { site: behind, num_outputs: width, out: device_y.ptr() };
         for (kind, pieces) in [(Pieces::Decode, list.decode()), (Pieces::Prefill, list.prefill())] {
             let device_pieces = gpu.upload(pieces).unwrap();
@@ -190,7 +192,7 @@ fn the_residual_stream_waits_for_rows_that_an_adapter_changes_and_no_others() {
         let aside = gpu.alloc::<f32>(6 * WIDTH).unwrap();
         let call = Aside {
             site: site_index(site(module), NUM_LAYERS),
-            bottleneck: bottleneck_index(down, NUM_LAYERS).unwrap(),
+            bottleneck: bottleneck_index(down, NUM_LAYERS, BottleneckInput::Output).unwrap(),
             y: y.ptr(),
             aside: aside.ptr(),
             width: WIDTH,

@@ -7,9 +7,12 @@ use weft_types::{BlockId, ContentHash, StepPlan, TokenId};
 pub(super) struct PrefixHash(u64);
 
 impl PrefixHash {
-    pub(super) fn root(adapter: Option<ContentHash>) -> Self {
-        let Some(ContentHash(bytes)) = adapter else { return Self(0x5eed) };
-        Self(bytes.iter().fold(1, |hash, &byte| mix(hash ^ u64::from(byte))))
+    /// Nothing, of the base.
+    pub(super) const ROOT: Self = Self(0x5eed);
+
+    /// The same, followed by what an adapter computes.
+    pub(super) fn activate(self, adapter: ContentHash) -> Self {
+        Self(adapter.0.iter().fold(self.0, |hash, &byte| mix(hash ^ u64::from(byte))))
     }
 
     pub(super) fn then(self, token: TokenId) -> Self {

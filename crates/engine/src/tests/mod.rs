@@ -1,5 +1,6 @@
 //! Tests over the whole loop, on its own thread, with the simulated executor.
 
+mod activated;
 mod adapter_faults;
 mod adapters;
 mod failures;
@@ -50,8 +51,7 @@ fn expected(request: &GenerateRequest, lease: Option<&AdapterLease>) -> Vec<Toke
         sampling: request.sampling.clone(),
         stop_token_ids: request.stop.stop_token_ids.clone(),
         min_tokens: request.stop.min_tokens,
-        adapter: lease
-            .map(|lease| AdapterRef { id: AdapterId(0), content_hash: lease.content_hash() }),
+        adapter: lease.map(|lease| AdapterRef::new(AdapterId(0), lease.content_hash())),
     };
     sim().expected_tokens(spec, request.stop.max_tokens as usize)
 }

@@ -135,11 +135,11 @@ async fn requests_that_cannot_run_are_refused_with_a_reason() {
     );
     assert_eq!(
         refused(request(&prompt(1, 512), 1)),
-        AddError::PromptTooLong { tokens: 512, max: 511 }.into()
+        AddError::PromptTooLong { tokens: 512, num_virtual: 0, max: 511 }.into()
     );
     assert_eq!(
         refused(request(&prompt(1, 100), 100)),
-        AddError::TooManyBlocks { needed: 13, max: 10 }.into()
+        AddError::TooManyBlocks { needed: 13, num_virtual: 0, max: 10 }.into()
     );
     assert_idle(&engine);
 }

@@ -11,7 +11,7 @@ use super::{LoraScratch, OUTPUTS_PER_ITEM, Part, PlacedAdapter, RANKS_PER_ITEM, 
 use crate::Isa;
 use crate::pool::{DisjointMut, ThreadPool};
 use std::ops::Range;
-use weft_types::{Activation, PackedBottleneck, Site};
+use weft_types::{Activation, BottleneckInput, PackedBottleneck, Site};
 
 /// Of items that have whole rows: more than any rank.
 const WHOLE_ROWS: usize = 1 << 30;
@@ -32,6 +32,12 @@ impl PlacedAdapter {
 }
 
 impl<'a> PlacedBottleneck<'a> {
+    /// What it is to be applied to.
+    #[must_use]
+    pub fn reads(&self) -> BottleneckInput {
+        self.packed.reads
+    }
+
     fn a(&self) -> PlacedMatrix<'a> {
         self.adapter.matrix(&self.packed.a)
     }
@@ -192,7 +198,8 @@ mod tests {
             let (a, b) =
                 (tensor(dtype, rank, width, &mut next), tensor(dtype, rank, width, &mut next));
             let activation = Activation::Tanh;
-            let bottleneck = Bottleneck { site: Site::LmHead, a, a_bias, activation, b, b_bias };
+            let (site, reads) = (Site::LmHead, BottleneckInput::Output);
+            let bottleneck = Bottleneck { site, reads, a, a_bias, activation, b, b_bias };
             let lowered =
                 LoweredAdapter { bottlenecks: vec![bottleneck], ..LoweredAdapter::default() };
             let placed = place_lowered(&lowered, 1 << 16);

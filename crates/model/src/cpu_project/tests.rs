@@ -7,8 +7,8 @@ use weft_kernels::arena::Arena;
 use weft_kernels::pack::Packer;
 use weft_kernels::weight::Format;
 use weft_types::{
-    Activation, AdapterTensor, BlockId, Bottleneck, Dtype, LowRankUpdate, LoweredAdapter, Module,
-    PackedAdapter, SiteVectors,
+    Activation, AdapterTensor, BlockId, Bottleneck, BottleneckInput, Dtype, LowRankUpdate,
+    LoweredAdapter, Module, PackedAdapter, SiteVectors,
 };
 
 const RANK: usize = 3;
@@ -35,11 +35,12 @@ fn site() -> Site {
     Site::Layer { layer: 0, module: Module::O }
 }
 
-/// With some of: a low-rank update, input and output vectors, a bottleneck.
+/// With some of: a low-rank update, input and output vectors, a bottleneck, which may read the residual
+/// stream.
 fn adapter(
     noise: &mut Noise,
     [num_inputs, num_outputs]: [usize; 2],
-    [low_rank, input, output, bottleneck]: [bool; 4],
+    [low_rank, input, output, bottleneck, of_residual]: [bool; 5],
 ) -> LoweredAdapter {
     let mut adapter = LoweredAdapter::default();
     if low_rank {
@@ -55,8 +56,10 @@ fn adapter(
         });
     }
     if bottleneck {
+        let reads = if of_residual { BottleneckInput::Residual } else { BottleneckInput::Output };
         adapter.bottlenecks.push(Bottleneck {
             site: site(),
+            reads,
             a: noise.tensor(RANK, num_outputs),
             a_bias: noise.floats(RANK).into(),
             activation: Activation::Tanh,
@@ -79,8 +82,14 @@ fn numbers(tensor: &AdapterTensor) -> Vec<f64> {
     floats.map(|&bytes| f64::from(f32::from_le_bytes(bytes))).collect()
 }
 
-/// What is added to the residual stream, or the output.
-fn reference(weight: &[Vec<f32>], bias: &[f32], x: &[f32], adapter: &LoweredAdapter) -> Vec<f64> {
+/// The output, or the residual stream `before` with it.
+fn reference(
+    weight: &[Vec<f32>],
+    bias: &[f32],
+    x: &[f32],
+    adapter: &LoweredAdapter,
+    before: &[f64],
+) -> Vec<f64> {
     let vectors = adapter.vectors.first();
     let of = |vector: Option<&Box<[f32]>>, i: usize, none: f64| {
         vector.map_or(none, |vector| f64::from(vector[i]))
@@ -104,12 +113,17 @@ fn reference(weight: &[Vec<f32>], bias: &[f32], x: &[f32], adapter: &LoweredAdap
         *y = *y * of(vectors.and_then(|v| v.output.as_ref()), n, 1.0)
             + of(vectors.and_then(|v| v.shift.as_ref()), n, 0.0);
     }
+    let output = y.clone();
+    y.iter_mut().zip(before).for_each(|(y, before)| *y += before);
     if let Some(bottleneck) = adapter.bottlenecks.first() {
         let (a, b) = (numbers(&bottleneck.a), numbers(&bottleneck.b));
-        let before = y.clone();
+        let x = match bottleneck.reads {
+            BottleneckInput::Output => output,
+            BottleneckInput::Residual => y.clone(),
+        };
         y.iter_mut().zip(&bottleneck.b_bias).for_each(|(y, d)| *y += f64::from(*d));
         for (j, (a, b)) in a.chunks(width).zip(b.chunks(width)).enumerate() {
-            let h = (dot(a, &before) + f64::from(bottleneck.a_bias[j])).tanh();
+            let h = (dot(a, &x) + f64::from(bottleneck.a_bias[j])).tanh();
             y.iter_mut().zip(b).for_each(|(y, b)| *y += h * b);
         }
     }
@@ -152,8 +166,8 @@ fn project(linear: &Linear, x: &[f32], before: &[f32], segments: &[AdapterSegmen
 fn batch(noise: &mut Noise, shape: [usize; 2]) -> (Vec<LoweredAdapter>, Vec<AdapterSegment>) {
     let (mut adapters, mut segments) = (Vec::new(), Vec::new());
     let mut row = 0;
-    for choice in 0..16 {
-        let parts = [0, 1, 2, 3].map(|part| choice >> part & 1 == 1);
+    for choice in 0..32 {
+        let parts = [0, 1, 2, 3, 4].map(|part| choice >> part & 1 == 1);
         let lowered = adapter(noise, shape, parts);
         let rows = row..row + 1 + choice % 3;
         row = rows.end;
@@ -189,11 +203,12 @@ fn every_choice_of_parts_is_near_its_reference_and_has_the_same_bits_alone() {
             assert_eq!(project(&linear, x, before, &[alone]), got, "{:?}", segment.rows);
             for (t, got) in got.chunks(num_outputs).enumerate() {
                 let x = &x[t * num_inputs..][..num_inputs];
-                let want = reference(&rows, &linear.bias, x, lowered);
-                for (n, (got, mut want)) in got.iter().zip(want).enumerate() {
-                    if accumulate {
-                        want += f64::from(before[t * num_outputs + n]);
-                    }
+                let before = before[t * num_outputs..][..num_outputs].iter();
+                let before: Vec<_> = before
+                    .map(|&before| if accumulate { f64::from(before) } else { 0.0 })
+                    .collect();
+                let want = reference(&rows, &linear.bias, x, lowered, &before);
+                for (got, want) in got.iter().zip(want) {
                     let error = (f64::from(*got) - want).abs();
                     assert!(error < 1e-4, "row {t} of {:?}: {got}, not {want}", segment.rows);
                 }

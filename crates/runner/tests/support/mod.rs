@@ -84,7 +84,7 @@ pub(crate) fn wait_for(executor: &mut impl Executor, adapter: AdapterId) {
 
 /// The reference to [`adapter`] of `rank` under an id.
 pub(crate) fn reference(id: u32, rank: usize) -> AdapterRef {
-    AdapterRef { id: AdapterId(id), content_hash: ContentHash([rank as u8; 32]) }
+    AdapterRef::new(AdapterId(id), ContentHash([rank as u8; 32]))
 }
 
 /// Announces a sequence that starts with one token.

@@ -54,9 +54,19 @@ fn new_sequence() -> impl Strategy<Value = NewSequence> {
     let tenant = (0..3u8).prop_map(|tenant| Arc::from(format!("tenant-{tenant}")));
     let who = (tenant, -1..2i32, prop::option::weighted(0.2, 1..200u64));
     let salt = prop::option::weighted(0.2, Just(Arc::from("salt")));
-    (prompt(), stop, adapter, salt, prop::bool::weighted(0.8), who).prop_map(
+    // Of adapters that become active somewhere in the prompt.
+    let activation = any::<prop::sample::Index>();
+    (prompt(), stop, (adapter, activation), salt, prop::bool::weighted(0.8), who).prop_map(
         |(prompt, stop, adapter, cache_salt, uses_cache, (tenant, priority, deadline_ms))| {
+            let (adapter, activation) = adapter;
+            let byte = adapter.map(|adapter| adapter.hash.0[0]);
+            let num_virtual_tokens = if byte == Some(5) { 3 } else { 0 };
+            let virtual_tokens = VOCAB_SIZE..VOCAB_SIZE + num_virtual_tokens;
+            let prompt: Vec<_> = virtual_tokens.chain(prompt.iter().copied()).collect();
+            let is_activated = matches!(byte, Some(3 | 4));
             NewSequence {
+                num_virtual_tokens: num_virtual_tokens as usize,
+                active_from: if is_activated { activation.index(prompt.len()) } else { 0 },
                 stop,
                 adapter,
                 tenant,

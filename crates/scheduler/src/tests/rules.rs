@@ -1,6 +1,6 @@
 //! One rule a test.
 
-use super::world::{Client, Outcome, World, adapter, plain};
+use super::world::{Client, Outcome, VOCAB_SIZE, World, adapter, plain};
 use crate::{AdapterSpec, AddError, CostModel, NewSequence, Scheduler, SchedulerConfig};
 use std::sync::Arc;
 use weft_types::{ExecutorLimits, FinishReason, StopConditions, TokenEvent, TokenId};
@@ -66,6 +66,50 @@ fn prefixes_are_not_shared_between_adapters_or_salts() {
     assert_eq!(cached_of_second(base.clone(), salted("a")), 0);
     assert_eq!(cached_of_second(salted("a"), salted("b")), 0);
     assert_eq!(cached_of_second(salted("a"), salted("a")), 8);
+}
+
+#[test]
+fn blocks_before_an_activation_are_shared_with_the_base_both_ways() {
+    let base = plain(&prompt(14), 1);
+    let activated = |byte, active_from| NewSequence {
+        adapter: Some(adapter(byte, 1)),
+        active_from,
+        ..base.clone()
+    };
+    assert_eq!(cached_of_second(base.clone(), activated(1, 8)), 8);
+    assert_eq!(cached_of_second(base.clone(), activated(1, 9)), 8);
+    assert_eq!(cached_of_second(base.clone(), activated(1, 7)), 4);
+    assert_eq!(cached_of_second(activated(1, 9), base.clone()), 8);
+    assert_eq!(cached_of_second(activated(1, 3), base.clone()), 0);
+    assert_eq!(cached_of_second(activated(1, 5), activated(2, 5)), 4);
+    assert_eq!(cached_of_second(activated(1, 5), activated(1, 6)), 4);
+    assert_eq!(cached_of_second(activated(1, 5), activated(1, 5)), 12);
+}
+
+#[test]
+fn virtual_tokens_are_computed_once_for_all_requests_of_an_adapter_and_never_told() {
+    let of_prompt = |first: u32, byte| {
+        let virtual_tokens = VOCAB_SIZE..VOCAB_SIZE + 8;
+        let tokens: Vec<_> = virtual_tokens.chain([first]).chain(prompt(4)).collect();
+        NewSequence { num_virtual_tokens: 8, adapter: Some(adapter(byte, 1)), ..plain(&tokens, 1) }
+    };
+    let mut world = World::new(LIMITS, true);
+    let run = |world: &mut World, new| {
+        let id = world.add(new).unwrap();
+        let mut num_computed = 0;
+        while !world.live.is_empty() {
+            world.step(Outcome::Computed);
+            num_computed += world.plan.tokens.len();
+        }
+        let Some(TokenEvent::Finished { usage, .. }) = world.ended[&id].end else { panic!() };
+        (usage.prompt_tokens, usage.cached_tokens, num_computed)
+    };
+    assert_eq!(run(&mut world, of_prompt(1, 1)), (5, 0, 13));
+    assert_eq!(run(&mut world, of_prompt(2, 1)), (5, 0, 5));
+    assert_eq!(run(&mut world, of_prompt(2, 1)), (5, 4, 1));
+    assert_eq!(run(&mut world, of_prompt(2, 2)), (5, 0, 13));
+    assert_eq!(world.scheduler.counters().prompt_tokens, 20);
+    assert_eq!(world.scheduler.counters().prefix_hit_tokens, 4);
 }
 
 #[test]
@@ -166,7 +210,7 @@ fn what_could_never_fit_is_refused_when_it_is_added() {
     let limits = ExecutorLimits { num_blocks: 5, ..LIMITS };
     let mut scheduler = Scheduler::new(SchedulerConfig::new(limits));
     let refused = scheduler.add(plain(&prompt(12), 30));
-    assert_eq!(refused, Err(AddError::TooManyBlocks { needed: 11, max: 5 }));
+    assert_eq!(refused, Err(AddError::TooManyBlocks { needed: 11, num_virtual: 0, max: 5 }));
     assert!(scheduler.is_empty());
 }
 

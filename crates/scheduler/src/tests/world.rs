@@ -298,7 +298,8 @@ impl World {
         let prompt_logprobs = match client.new.uses_cache {
             true => Vec::new(),
             false => {
-                (chunk.start + 1..=end.min(client.new.prompt.len() - 1)).map(of_prompt).collect()
+                let first = chunk.start.max(client.new.num_virtual_tokens) + 1;
+                (first..=end.min(client.new.prompt.len() - 1)).map(of_prompt).collect()
             }
         };
         SequenceOutput { token, prompt_logprobs, ..SequenceOutput::default() }
@@ -325,7 +326,8 @@ impl World {
             TokenEvent::Finished { .. } | TokenEvent::Failed(_) => {
                 let mut client = self.live.remove(&seq).unwrap();
                 if let TokenEvent::Finished { reason, usage } = event {
-                    assert_eq!(usage.prompt_tokens, client.new.prompt.len());
+                    let num_given = client.new.prompt.len() - client.new.num_virtual_tokens;
+                    assert_eq!(usage.prompt_tokens, num_given);
                     assert_eq!(usage.completion_tokens, client.num_drawn());
                     assert!(usage.cached_tokens < usage.prompt_tokens);
                     client.check_finished(reason, &self.limits);
@@ -336,18 +338,28 @@ impl World {
         }
     }
 
-    /// The exact name of tokens `..= position` of `seq`, its adapter and nothing else.
+    /// The exact name of tokens `..= position` of `seq`, of its adapter as far as it is active in them,
+    /// and of nothing else.
     fn prefix(&mut self, seq: SeqId, position: usize) -> usize {
         let client = &self.live[&seq];
         let adapter = client.new.adapter.map(|adapter| adapter.hash);
-        let root = self.roots.iter().position(|root| *root == adapter).unwrap_or_else(|| {
-            self.roots.push(adapter);
-            self.roots.len() - 1
-        });
+        let mut root = |adapter| {
+            self.roots.iter().position(|root| *root == adapter).unwrap_or_else(|| {
+                self.roots.push(adapter);
+                self.roots.len() - 1
+            })
+        };
         // Roots and prefixes share one space of names: roots take the last ones.
-        client.tokens[..=position].iter().fold(usize::MAX - root, |parent, &token| {
-            let next = self.prefixes.len();
-            *self.prefixes.entry((parent, token)).or_insert(next)
+        let (base, activated) = (usize::MAX - root(None), root(adapter));
+        let tokens = client.tokens[..=position].iter().enumerate();
+        tokens.fold(base, |parent, (index, &token)| {
+            let mut then = |parent, token| {
+                let next = self.prefixes.len();
+                *self.prefixes.entry((parent, token)).or_insert(next)
+            };
+            let is_begin = index == client.new.active_from && adapter.is_some();
+            let parent = if is_begin { then(parent, u32::MAX - activated as u32) } else { parent };
+            then(parent, token)
         })
     }
 
@@ -380,7 +392,8 @@ impl Client {
             }
         }
         if !self.new.uses_cache {
-            assert_eq!(self.prompt_logprobs, self.new.prompt[1..]);
+            let first = self.new.num_virtual_tokens + 1;
+            assert_eq!(self.prompt_logprobs, self.new.prompt[first..]);
         }
     }
 }
@@ -399,7 +412,9 @@ pub(super) fn plain(prompt: &[TokenId], max_tokens: u32) -> NewSequence {
         id: SeqId(0),
         prompt: Arc::from(prompt),
         stop: StopConditions { max_tokens, ..StopConditions::default() },
+        num_virtual_tokens: 0,
         adapter: None,
+        active_from: 0,
         tenant: Arc::from(""),
         priority: 0,
         deadline_ms: None,

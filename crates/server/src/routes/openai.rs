@@ -7,6 +7,7 @@ pub(crate) mod completions;
 pub(crate) mod models;
 
 pub(crate) mod messages;
+mod model_choice;
 pub(crate) mod prompt;
 
 mod logprobs;

@@ -6,6 +6,7 @@
 mod adapters;
 mod chat;
 mod completions;
+mod compositions;
 mod disconnect;
 mod errors;
 mod harness;

@@ -26,22 +26,23 @@ pub(crate) async fn create(
     headers: HeaderMap,
     JsonBody(mut fields): JsonBody,
 ) -> Result<Response, ApiError> {
-    let ChatRequest { model, chat, mut params } =
+    let ChatRequest { choice, chat, mut params } =
         ChatRequest::read(&mut fields, state.tokenizer().vocab_size())?;
     params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
-    let lease = state.resolve(&model, &params.queueing.tenant).await?;
+    let lease = choice.resolve(&state, &params.queueing.tenant).await?;
+    let context = state.context(lease.as_ref());
 
     let text = PromptInput::Text(chat.render(&state).await?);
     // The template writes the special tokens itself.
     let prompt = text.tokenize(&state, params.add_special_tokens.unwrap_or(false)).await?;
-    let max_tokens = prompt.room(params.max_tokens, u32::MAX, state.max_model_len(), "messages")?;
+    let max_tokens = prompt.room(params.max_tokens, u32::MAX, context, "messages")?;
     let inputs = params.sequences(&prompt.tokens, max_tokens, state.tokenizer().eos_token_ids());
     let sequences = submit(&state, lease.as_ref(), inputs, "messages")?;
 
     let object = if params.stream.is_some() { "chat.completion.chunk" } else { "chat.completion" };
     let shape = Shape {
-        envelope: Envelope::new("chatcmpl", &request_id, object, model.into()),
+        envelope: Envelope::new("chatcmpl", &request_id, object, choice.model.into()),
         names: TokenNames::new(state.tokenizer().clone(), params.tokens),
         tokenizer: state.tokenizer().clone(),
         prompt: Arc::clone(&prompt.tokens),

@@ -5,6 +5,7 @@ mod types;
 
 use self::convert::{ChunkWriter, CompletionRequest, PromptShape, Shape};
 use super::logprobs::TokenNames;
+use super::prompt::Context;
 use super::reply::{Envelope, UnknownParams};
 use crate::access::RequestId;
 use crate::error::ApiError;
@@ -30,14 +31,20 @@ pub(crate) async fn create(
     let mut request = CompletionRequest::read(&mut fields, state.tokenizer().vocab_size())?;
     request.params.set_key_tenant(&headers);
     let unknown = UnknownParams::of(&fields);
-    let lease = state.resolve(&request.model, &request.params.queueing.tenant).await?;
+    let lease = request.choice.resolve(&state, &request.params.queueing.tenant).await?;
 
-    let (inputs, prompts) = prepare(&state, &mut request).await?;
+    let context = state.context(lease.as_ref());
+    let (inputs, prompts) = prepare(&state, context, &mut request).await?;
     let sequences = submit(&state, lease.as_ref(), inputs, "prompt")?;
 
     let params = &request.params;
     let shape = Shape {
-        envelope: Envelope::new("cmpl", &request_id, "text_completion", request.model.into()),
+        envelope: Envelope::new(
+            "cmpl",
+            &request_id,
+            "text_completion",
+            request.choice.model.into(),
+        ),
         names: TokenNames::new(state.tokenizer().clone(), params.tokens),
         tokenizer: state.tokenizer().clone(),
         prompts,
@@ -62,6 +69,7 @@ pub(crate) async fn create(
 /// The sequences of all prompts, `n` of each in a row, and what the response shows of the prompts.
 async fn prepare(
     state: &AppState,
+    context: Context,
     request: &mut CompletionRequest,
 ) -> Result<(Vec<SequenceInput>, Vec<PromptShape>), ApiError> {
     let (params, tokenizer) = (&request.params, state.tokenizer());
@@ -69,8 +77,7 @@ async fn prepare(
     let (mut inputs, mut prompts) = (Vec::new(), Vec::new());
     for input in std::mem::take(&mut request.prompts) {
         let prompt = input.tokenize(state, add_special_tokens).await?;
-        let room =
-            prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, state.max_model_len(), "prompt")?;
+        let room = prompt.room(params.max_tokens, DEFAULT_MAX_TOKENS, context, "prompt")?;
         inputs.extend(params.sequences(&prompt.tokens, room, tokenizer.eos_token_ids()));
         let tokens = prompt.tokens;
         let echoed = request.echo.then(|| match prompt.text {

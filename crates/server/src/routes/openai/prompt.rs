@@ -88,6 +88,14 @@ fn wrong_type(path: &str, found: &Value) -> ApiError {
     ApiError::invalid(path, message)
 }
 
+/// What prompt and output must fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Context {
+    pub(crate) max_model_len: usize,
+    /// Tokens that the adapter puts before the prompt.
+    pub(crate) num_virtual: usize,
+}
+
 impl Prompt {
     /// The number of tokens that may be drawn: what was asked for, else `default`, and never more
     /// than the context leaves. `param` is the field that holds the prompt.
@@ -95,26 +103,32 @@ impl Prompt {
         &self,
         asked: Option<u32>,
         default: u32,
-        max_model_len: usize,
+        context: Context,
         param: &'static str,
     ) -> Result<u32, ApiError> {
+        let Context { max_model_len, num_virtual } = context;
         let num_tokens = self.tokens.len();
         if num_tokens == 0 {
             return Err(ApiError::invalid(param, format!("`{param}` has no tokens")));
         }
-        let left = max_model_len.saturating_sub(num_tokens);
+        let all_tokens = num_tokens + num_virtual;
+        let left = max_model_len.saturating_sub(all_tokens);
         let left_tokens = u32::try_from(left).unwrap_or(u32::MAX);
-        let prompt_fits = num_tokens <= max_model_len && (left > 0 || asked == Some(0));
+        let prompt_fits = all_tokens <= max_model_len && (left > 0 || asked == Some(0));
+        let beside = match num_virtual {
+            0 => String::new(),
+            _ => format!(" and its adapter puts {num_virtual} virtual tokens before it"),
+        };
         if !prompt_fits {
             let message = format!(
-                "This model's maximum context length is {max_model_len} tokens. However, your prompt has {num_tokens} tokens."
+                "This model's maximum context length is {max_model_len} tokens. However, your prompt has {num_tokens} tokens{beside}."
             );
             return Err(ApiError::context_exceeded(param, message));
         }
         match asked {
             Some(asked) if asked > left_tokens => {
                 let message = format!(
-                    "This model's maximum context length is {max_model_len} tokens. However, you asked for {asked} tokens after a prompt of {num_tokens}."
+                    "This model's maximum context length is {max_model_len} tokens. However, you asked for {asked} tokens after a prompt of {num_tokens}{beside}."
                 );
                 Err(ApiError::context_exceeded("max_tokens", message))
             }

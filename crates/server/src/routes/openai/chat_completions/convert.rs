@@ -2,6 +2,7 @@
 
 use super::super::logprobs::{ChatLogprobs, TokenNames, prompt_logprobs};
 use super::super::messages::Chat;
+use super::super::model_choice::ModelChoice;
 use super::super::params::{MAX_LOGPROBS, Params, StreamOptions};
 use super::super::reply::{Envelope, Usage};
 use super::super::unsupported;
@@ -17,14 +18,14 @@ use weft_types::{TokenId, TokenLogprobs};
 /// A chat completion, as asked for.
 #[derive(Debug)]
 pub(super) struct ChatRequest {
-    pub(super) model: String,
+    pub(super) choice: ModelChoice,
     pub(super) chat: Chat,
     pub(super) params: Params,
 }
 
 impl ChatRequest {
     pub(super) fn read(fields: &mut Fields, vocab_size: usize) -> Result<Self, ApiError> {
-        let model = fields.required_string("model")?;
+        let choice = ModelChoice::read(fields)?;
         unsupported::refuse(fields)?;
         if fields.boolean("echo", false)? {
             let message = "`echo` is not supported for chats; /v1/completions supports it";
@@ -33,7 +34,7 @@ impl ChatRequest {
         let mut params = Params::read(fields, vocab_size, 1)?;
         params.sampling.logprobs = logprobs(fields)?;
         params.read_prompt_logprobs(fields)?;
-        Ok(Self { model, chat: Chat::read(fields)?, params })
+        Ok(Self { choice, chat: Chat::read(fields)?, params })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Fields to a [`CompletionRequest`]; finished sequences and events to the response's types.
 
 use super::super::logprobs::{CompletionLogprobs, TokenNames, prompt_logprobs};
+use super::super::model_choice::ModelChoice;
 use super::super::params::{MAX_LOGPROBS, Params, StreamOptions};
 use super::super::prompt::PromptInput;
 use super::super::reply::{Envelope, Usage};
@@ -16,7 +17,7 @@ use weft_types::{TokenId, TokenLogprobs};
 /// A completion, as asked for.
 #[derive(Debug)]
 pub(super) struct CompletionRequest {
-    pub(super) model: String,
+    pub(super) choice: ModelChoice,
     pub(super) prompts: Vec<PromptInput>,
     pub(super) echo: bool,
     /// Whether the client asked for them; `echo` may need them too.
@@ -26,7 +27,7 @@ pub(super) struct CompletionRequest {
 
 impl CompletionRequest {
     pub(super) fn read(fields: &mut Fields, vocab_size: usize) -> Result<Self, ApiError> {
-        let model = fields.required_string("model")?;
+        let choice = ModelChoice::read(fields)?;
         unsupported::refuse(fields)?;
         let mut params = Params::read(fields, vocab_size, 0)?;
         params.read_prompt_logprobs(fields)?;
@@ -38,7 +39,7 @@ impl CompletionRequest {
             params.sampling.prompt_logprobs = asked_for.max(params.sampling.logprobs);
         }
         let prompts = PromptInput::read_all(fields.required("prompt")?, vocab_size)?;
-        Ok(Self { model, prompts, echo, prompt_logprobs: asked_for.is_some(), params })
+        Ok(Self { choice, prompts, echo, prompt_logprobs: asked_for.is_some(), params })
     }
 }
 
