@@ -135,6 +135,8 @@ fn decode(num_running: usize) -> String {
             prompt: (0..512).map(|position| (position * 7 + index as u32) % 1000).collect(),
             stop: StopConditions { max_tokens: 500, ..StopConditions::default() },
             adapter: None,
+            active_from: 0,
+            num_virtual_tokens: 0,
             tenant: Arc::from(""),
             priority: 0,
             deadline_ms: None,

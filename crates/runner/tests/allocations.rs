@@ -8,8 +8,8 @@ use support::{adapter, announce, config, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
 use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
 use weft_types::{
-    Activation, AdapterId, BaseModelSpec, Bottleneck, Executor, LoweredAdapter, Module, Site,
-    SiteVectors, StepOutput, StepPlan, TokenId,
+    Activation, AdapterId, BaseModelSpec, Bottleneck, BottleneckInput, Executor, LoweredAdapter,
+    Module, Site, SiteVectors, StepOutput, StepPlan, TokenId,
 };
 
 #[global_allocator]
@@ -71,9 +71,10 @@ fn adapter_with_parts(spec: &BaseModelSpec, rank: usize) -> LoweredAdapter {
         adapter.vectors.push(SiteVectors { site, input, output, shift: vector(shape.num_outputs) });
         if matches!(module, Module::O | Module::Down) {
             let Some(b_bias) = vector(shape.num_outputs) else { continue };
+            let reads = BottleneckInput::Output;
             let b = adapter.at(site).expect("it has all").b.clone();
             let (a, a_bias, activation) = (b.clone(), vec![0.1; rank].into(), Activation::Gelu);
-            adapter.bottlenecks.push(Bottleneck { site, a, a_bias, activation, b, b_bias });
+            adapter.bottlenecks.push(Bottleneck { site, reads, a, a_bias, activation, b, b_bias });
         }
     }
     adapter

@@ -544,6 +544,7 @@ mod tests {
             }],
             bottlenecks: vec![Bottleneck {
                 site,
+                reads: BottleneckInput::Output,
                 a: AdapterTensor {
                     row_scales: Some(vector(5, 0.5)),
                     dtype: Dtype::I8,
