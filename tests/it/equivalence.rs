@@ -105,7 +105,7 @@ fn gains_shifts_and_embeddings_of_tokens_equal_merged_weights() {
         adapter.kv_prefix = None;
         // The head has no bias that a shift could be merged into, and may be the embedding.
         adapter.vectors.retain(|vectors| vectors.site != Site::LmHead);
-        let mut merged = merge(&model, &adapter);
+        let merged = merge(&model, &adapter);
         let mut weights = Arc::into_inner(merged.weights).unwrap();
         let table = &model.weights.embedding;
         weights.lm_head = weights.lm_head.or_else(|| Some(table.clone()));
@@ -123,7 +123,7 @@ fn gains_shifts_and_embeddings_of_tokens_equal_merged_weights() {
             }
         }
         weights.embedding = packer.finish();
-        merged.weights = Arc::new(weights);
+        let merged = LoadedModel { config: merged.config, weights: Arc::new(weights) };
         let tokens: Vec<u32> = (0..40).map(|t| t * 7 % 320).collect();
         assert!(tokens.iter().any(|token| given.tokens.contains(token)));
         let want = all_logits(&merged, None, &tokens);

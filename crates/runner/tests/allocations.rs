@@ -7,7 +7,10 @@ mod support;
 use support::{adapter, announce, executor, load, model, plan_decode, reference};
 use weft_runner::CpuExecutor;
 use weft_testkit::allocations::{CountingAllocator, count_this_thread, num_allocations};
-use weft_types::{AdapterId, BaseModelSpec, Executor, StepOutput, StepPlan, TokenId};
+use weft_types::{
+    Activation, AdapterId, BaseModelSpec, Bottleneck, BottleneckInput, Executor, LoweredAdapter,
+    Module, Site, SiteVectors, StepOutput, StepPlan, TokenId,
+};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -17,17 +20,22 @@ fn a_steady_decode_of_sixteen_sequences_of_four_adapters_allocates_nothing() {
     for path in ["models/tiny-llama", "gguf/tiny-mixed.gguf"] {
         let model = model(path);
         // On one thread all work is the calling thread's.
-        for num_threads in [1, 2] {
+        for (num_threads, adapter) in
+            [(1, adapter as MakeAdapter), (2, adapter), (1, adapter_with_parts)]
+        {
             let executor = executor(&model, num_threads);
-            let counts = count_steps(executor, model.spec());
+            let counts = count_steps(executor, model.spec(), adapter);
             assert!(counts[0] > 0, "the first step makes its buffers");
             assert!(counts[2..].iter().all(|&count| count == 0), "{path}: {counts:?}");
         }
     }
 }
 
+/// Of a rank.
+type MakeAdapter = fn(&BaseModelSpec, usize) -> LoweredAdapter;
+
 /// Allocations of each of 32 steps.
-fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
+fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec, adapter: MakeAdapter) -> Vec<u64> {
     count_this_thread();
     let mut first_chunk = 32;
     let ranks = [3, 8, 16, 40];
@@ -51,4 +59,30 @@ fn count_steps(mut executor: CpuExecutor, spec: &BaseModelSpec) -> Vec<u64> {
         }
     }
     counts
+}
+
+/// [`adapter`] with gains and shifts of all of these linears, and bottlenecks.
+fn adapter_with_parts(spec: &BaseModelSpec, rank: usize) -> LoweredAdapter {
+    let mut adapter = adapter(spec, rank);
+    let vector = |len: usize| Some((0..len).map(|i| 0.9 + 0.01 * (i % 20) as f32).collect());
+    for module in Module::ALL {
+        let (site, shape) = (Site::Layer { layer: 0, module }, spec.linear(module));
+        let (input, output) = (vector(shape.num_inputs), vector(shape.num_outputs));
+        adapter.vectors.push(SiteVectors { site, input, output, shift: vector(shape.num_outputs) });
+        if matches!(module, Module::O | Module::Down) {
+            let Some(b_bias) = vector(shape.num_outputs) else { continue };
+            let b = adapter.at(site).expect("it has all").b.clone();
+            let (a, a_bias, activation) = (b.clone(), vec![0.1; rank].into(), Activation::Gelu);
+            adapter.bottlenecks.push(Bottleneck {
+                site,
+                reads: BottleneckInput::Output,
+                a,
+                a_bias,
+                activation,
+                b,
+                b_bias,
+            });
+        }
+    }
+    adapter
 }

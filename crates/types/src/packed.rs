@@ -515,6 +515,67 @@ mod tests {
     }
 
     #[test]
+    fn all_other_parts_are_found_again_where_the_layout_says() {
+        let site = Site::Layer { layer: 3, module: Module::O };
+        let vector =
+            |len: usize, first: f32| -> Box<[f32]> { (0..len).map(|i| first + i as f32).collect() };
+        let lowered = LoweredAdapter {
+            vectors: vec![SiteVectors {
+                site,
+                input: Some(vector(24, 1.0)),
+                output: None,
+                shift: Some(vector(40, 2.0)),
+            }],
+            bottlenecks: vec![Bottleneck {
+                reads: BottleneckInput::Residual,
+                site,
+                a: AdapterTensor {
+                    row_scales: Some(vector(5, 0.5)),
+                    dtype: Dtype::I8,
+                    data: vec![7; 5 * 40].into(),
+                    ..tensor(5, 40, 0)
+                },
+                a_bias: vector(5, 3.0),
+                activation: Activation::Silu,
+                b: tensor(5, 40, 9),
+                b_bias: vector(40, 4.0),
+            }],
+            token_rows: Some(TokenRows { tokens: [2, 700].into(), rows: tensor(2, 40, 20) }),
+            kv_prefix: Some(KvPrefix { num_tokens: 3, rows: tensor(24, 16, 30) }),
+            num_virtual_tokens: 3,
+            ..adapter(&[2])
+        };
+        for chunk_bytes in [192, 256, 1 << 20] {
+            let packed = PackedAdapter::pack(&lowered, chunk_bytes).unwrap();
+            let numbers = |matrix: &PackedMatrix| -> Vec<f32> {
+                assert_eq!((matrix.dtype, matrix.rows), (Dtype::F32, 1));
+                let bytes = unpacked(&packed, matrix);
+                bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+            };
+            let vectors = packed.vectors_at(site).unwrap();
+            assert_eq!(numbers(vectors.input.as_ref().unwrap()), *vector(24, 1.0));
+            assert_eq!(numbers(vectors.shift.as_ref().unwrap()), *vector(40, 2.0));
+            assert!(vectors.output.is_none() && packed.vectors_at(Site::LmHead).is_none());
+            let bottleneck = packed.bottleneck_at(site).unwrap();
+            assert_eq!(*bottleneck.a_scales, *vector(5, 0.5));
+            assert_eq!(*bottleneck.b_scales, [1.0; 5]);
+            assert_eq!(unpacked(&packed, &bottleneck.a), [7; 5 * 40]);
+            assert_eq!(unpacked(&packed, &bottleneck.b), *lowered.bottlenecks[0].b.data);
+            assert_eq!(numbers(&bottleneck.a_bias), *vector(5, 3.0));
+            assert_eq!(numbers(&bottleneck.b_bias), *vector(40, 4.0));
+            let rows = packed.token_rows.as_ref().unwrap();
+            assert_eq!(*rows.tokens, [2, 700]);
+            assert_eq!(unpacked(&packed, &rows.rows), *tensor(2, 40, 20).data);
+            let prefix = packed.kv_prefix.as_ref().unwrap();
+            assert_eq!(unpacked(&packed, &prefix.rows), *tensor(24, 16, 30).data);
+            assert_eq!((prefix.num_tokens, packed.num_virtual_tokens), (3, 3));
+            assert_eq!((packed.max_rank(), lowered.max_rank()), (5, 5));
+            let len: usize = packed.pages.iter().map(|page| page.len()).sum();
+            assert!(len == packed.num_bytes && len >= lowered.num_bytes());
+        }
+    }
+
+    #[test]
     fn a_row_larger_than_a_chunk_is_refused() {
         let error = PackedAdapter::pack(&adapter(&[2]), 79).unwrap_err();
         assert_eq!(error, RowTooLarge { row_bytes: 80, chunk_bytes: 79 });
