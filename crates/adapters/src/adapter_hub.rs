@@ -115,6 +115,14 @@ impl AdapterHubConfig {
                 ));
             }
         }
+        // Older ones meant other functions by the names of activations.
+        if !object.get("version").is_some_and(Value::is_string) {
+            return refuse(
+                "has no version in adapter_config.json; save the adapter again with a current \
+                 release of adapters"
+                    .to_owned(),
+            );
+        }
         let Some(name) = object.get("name").and_then(Value::as_str) else {
             return refuse("has no name in adapter_config.json".to_owned());
         };

@@ -260,6 +260,18 @@ mod tests {
     }
 
     #[test]
+    fn scales_that_rows_have_already_are_kept() {
+        let values = [1.0, -0.5, 3.0, 0.25];
+        let (mut plain, mut scaled) = (tensor(2, 2, &values), tensor(2, 2, &values));
+        scaled.row_scales = Some([2.0, -4.0].into());
+        quantize(&mut plain);
+        quantize(&mut scaled);
+        assert_eq!(plain.data, scaled.data);
+        let of = |tensor: &AdapterTensor| tensor.row_scales.clone().unwrap();
+        assert_eq!(*of(&scaled), [of(&plain)[0] * 2.0, of(&plain)[1] * -4.0]);
+    }
+
+    #[test]
     fn the_smallest_floats_are_quantized_without_infinities() {
         for value in [f32::MIN_POSITIVE, 1e-40, 1e-45] {
             let mut row = tensor(1, 2, &[value, -value]);

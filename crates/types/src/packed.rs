@@ -544,7 +544,7 @@ mod tests {
             }],
             bottlenecks: vec![Bottleneck {
                 site,
-                reads: BottleneckInput::Output,
+                reads: BottleneckInput::Residual,
                 a: AdapterTensor {
                     row_scales: Some(vector(5, 0.5)),
                     dtype: Dtype::I8,

@@ -90,16 +90,18 @@ pub(crate) fn versatile_adapter(
             if number.is_multiple_of(3) {
                 continue;
             }
+            // The residual stream is larger than what is added to it, and rounds as much more coarsely.
+            let (reads, size) = match module {
+                Module::O => (BottleneckInput::Output, 0.2),
+                _ => (BottleneckInput::Residual, 0.1),
+            };
             adapter.bottlenecks.push(Bottleneck {
                 site: Site::Layer { layer, module },
-                reads: match module {
-                    Module::O => BottleneckInput::Output,
-                    _ => BottleneckInput::Residual,
-                },
+                reads,
                 a_bias: (0..rank).map(|_| next()).collect(),
                 activation: activations[number as usize % activations.len()],
                 b_bias: (0..hidden).map(|_| 0.1 * next()).collect(),
-                a: random_tensor(&mut next, [rank, hidden], 0.2),
+                a: random_tensor(&mut next, [rank, hidden], size),
                 b: random_tensor(&mut next, [rank, hidden], 0.2),
             });
         }

@@ -226,6 +226,7 @@ fn configurations_that_contradict_their_tensors_are_refused_by_key_or_tensor() {
         ("houlsby", |c| hub(c, "reduction_factor", 8.into()), &["reduction_factor", "shape"]),
         ("houlsby", |c| hub(c, "new_key", 1.into()), &["new_key", "does not know"]),
         ("houlsby", |c| hub(c, "architecture", "lora".into()), &["architecture", "lora"]),
+        ("houlsby", |c| drop(c.remove("version")), &["version"]),
         ("pfeiffer", |c| hub(c, "residual_before_ln", false.into()), &["residual_before_ln"]),
         (
             "pfeiffer",
