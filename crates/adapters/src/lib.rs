@@ -9,6 +9,7 @@
 //!
 //! Knows no device, no HTTP and no scheduler.
 
+mod all_refusals;
 mod backoff;
 mod buffers;
 mod config;
@@ -16,6 +17,7 @@ mod directory;
 mod dtype;
 mod error;
 mod host_cache;
+mod in_dtype;
 mod info;
 mod integrity;
 mod json;
@@ -37,9 +39,11 @@ mod targets;
 mod tensor_names;
 mod tensors;
 
+pub use all_refusals::all_refusals;
 pub use config::RegistryConfig;
 pub use dtype::AdapterDtype;
 pub use error::{AdapterError, Refusal, RetryHint};
+pub use in_dtype::in_dtype;
 pub use info::{AdapterInfo, AdapterTier, RegistryStats};
 pub use lease::AdapterLease;
 pub use lower::lower_peft_bytes;

@@ -122,6 +122,27 @@ pub fn read_spec(path: &Path) -> Result<BaseModelSpec> {
     Ok(model.spec().clone())
 }
 
+/// What the model at `path` is, without its weights.
+///
+/// # Errors
+/// A sentence about the model.
+pub(crate) fn read_config(path: &Path) -> Result<ModelConfig> {
+    Ok(LoadedModel::read_config(path)?)
+}
+
+/// The model as it is served without further flags.
+///
+/// # Errors
+/// A sentence about the model.
+pub(crate) fn load_for_tools(path: &Path) -> Result<LoadedModel> {
+    Ok(LoadedModel::load(path, &LoadOptions::default())?)
+}
+
+/// Bytes of a chunk of the memory pool, with a cache in half precision.
+pub(crate) fn chunk_bytes(config: &ModelConfig) -> usize {
+    weft_runner::pool_layout(config, KvDtype::F16)
+}
+
 fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
     let bar = count_bar(0, "loading layers");
     let on_progress = {

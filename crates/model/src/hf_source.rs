@@ -33,7 +33,7 @@ impl HfSource {
     pub(crate) fn open(dir: &Path, quantize: Quantize) -> Result<Self, ModelError> {
         let config = hf_config::parse(&read_text(&dir.join("config.json"))?)?;
         let mut source = Self { config, quantize, files: Vec::new(), index: HashMap::new() };
-        for path in shards(dir)? {
+        for path in weight_files(dir)? {
             let map = map_file(&path)?;
             let tensors = parse(&path, &map)?;
             for name in tensors.names() {
@@ -135,8 +135,11 @@ impl WeightSource for HfSource {
     }
 }
 
-/// The files that hold the weights: one, or those that the index names.
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The files that hold the weights of a Hugging Face directory: one, or those that its index names.
+///
+/// # Errors
+/// If there are none in safetensors, or the index is malformed or leads out of the directory.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
     if single.is_file() {

@@ -34,5 +34,6 @@ pub use cuda::CudaDevice;
 pub use decoder::Decoder;
 pub use device::{Device, Projection};
 pub use error::ModelError;
+pub use hf_source::weight_files;
 pub use load::{LoadOptions, LoadedModel, Quantize};
 pub use weights::ModelWeights;
