@@ -401,7 +401,7 @@ fn a_pickle_that_calls_something_is_refused_by_its_name() {
 #[test]
 fn deep_nesting_and_wrong_kinds_are_refused_without_recursion() {
     let mut deep = b"\x80\x02)".to_vec();
-    deep.extend([0x85; 2_000_000]);
+    deep.resize(2_000_000, 0x85);
     deep.push(b'.');
     assert!(read_pickle(&deep).is_err());
     for pickle in [
