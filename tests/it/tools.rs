@@ -38,11 +38,16 @@ fn merged(base: &Path, adapters: &[AdapterInput], out: PathBuf) -> PathBuf {
 #[test]
 fn a_merged_model_is_the_base_with_the_adapter_and_extract_finds_the_adapter_again() {
     let dir = TempDir::new().unwrap();
-    let base_path = golden("models/tiny-llama");
-    let base = model(&base_path);
-    for name in
-        ["rank8-linears", "both-patterns-rslora", "rank3-all-linear", "lm-head", "embed-tokens"]
-    {
+    // An embedding and a head of their own can be merged; those of the Llama are one.
+    for (name, base) in [
+        ("rank8-linears", "tiny-llama"),
+        ("both-patterns-rslora", "tiny-llama"),
+        ("rank3-all-linear", "tiny-llama"),
+        ("lm-head", "tiny-mistral"),
+        ("embed-tokens", "tiny-mistral"),
+    ] {
+        let base_path = golden(&format!("models/{base}"));
+        let base = model(&base_path);
         let path = golden(&format!("adapters/{name}"));
         let with_adapter = adapter(&path, &base);
         let want = all_logits(&base, Some(&with_adapter), &PROMPT);
@@ -81,7 +86,11 @@ fn a_sharded_base_is_merged_shard_by_shard() {
     assert!(out.join("model-00004-of-00004.safetensors").is_file());
     assert!(out.join("tokenizer.json").is_file() && out.join("chat_template.jinja").is_file());
     let want = all_logits(&base, Some(&adapter(&path, &base)), &PROMPT);
-    assert!(relative_error(&all_logits(&model(&out), None, &PROMPT), &want) < 1e-4);
+    // This base is in half precision, and so is what is merged: it rounds.
+    let error = relative_error(&all_logits(&model(&out), None, &PROMPT), &want);
+    let without = relative_error(&all_logits(&base, None, &PROMPT), &want);
+    println!("sharded: relative error {error:.1e}, without the adapter {without:.1e}");
+    assert!(error < 0.02 && error < without / 20.0, "{error} {without}");
 }
 
 #[test]
@@ -116,7 +125,7 @@ fn several_adapters_in_the_base_and_in_one_adapter_are_the_same() {
 #[test]
 fn what_a_lora_cannot_carry_is_an_error_or_a_list() {
     let dir = TempDir::new().unwrap();
-    let base_path = golden("models/tiny-llama");
+    let base_path = golden("models/tiny-mistral");
     let head =
         merged(&base_path, &[input(&golden("adapters/lm-head-q"), 1.0)], dir.path().join("m"));
     let mut options =
@@ -153,9 +162,14 @@ fn int8_costs_little_of_what_an_adapter_changes() {
 #[test]
 fn an_adapter_that_went_through_gguf_gives_the_same_logits() {
     let dir = TempDir::new().unwrap();
-    let base_path = golden("models/tiny-llama");
-    let (base, config) = (model(&base_path), ModelConfig::read(&base_path).unwrap());
-    for name in ["rank8-linears", "both-patterns-rslora", "bf16", "lm-head-q"] {
+    for (name, base) in [
+        ("rank8-linears", "tiny-llama"),
+        ("both-patterns-rslora", "tiny-llama"),
+        ("bf16", "tiny-llama"),
+        ("lm-head-q", "tiny-mistral"),
+    ] {
+        let base_path = golden(&format!("models/{base}"));
+        let (base, config) = (model(&base_path), ModelConfig::read(&base_path).unwrap());
         let path = golden(&format!("adapters/{name}"));
         let (gguf, back) = (dir.path().join(format!("{name}.gguf")), dir.path().join(name));
         convert(&path, Some(&config), &gguf).unwrap();
