@@ -149,7 +149,7 @@ impl<'a> Machine<'a> {
                 b')' => self.tuple(0)?,
                 0x85..=0x87 => self.tuple(usize::from(opcode - 0x84))?,
                 b't' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.push_tuple(items);
                 }
                 b'}' => self.new_dict(),
@@ -158,7 +158,7 @@ impl<'a> Machine<'a> {
                     self.set_items(&[key, value])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.set_items(&items)?;
                 }
                 b'q' => {
@@ -239,7 +239,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Everything above the last mark, in order.
-    fn to_mark(&mut self) -> Step<Vec<Value>> {
+    fn pop_to_mark(&mut self) -> Step<Vec<Value>> {
         let mark = self.stack.iter().rposition(|value| *value == Value::Mark);
         let mark = mark.ok_or_else(malformed)?;
         let items = self.stack.split_off(mark + 1);
