@@ -10,6 +10,7 @@
 //! Knows no device, no HTTP and no scheduler.
 
 mod adapter_hub;
+mod all_refusals;
 mod backoff;
 mod base_weights;
 mod buffers;
@@ -21,6 +22,7 @@ mod directory;
 mod dtype;
 mod error;
 mod host_cache;
+mod in_dtype;
 mod info;
 mod integrity;
 mod json;
@@ -42,11 +44,13 @@ mod targets;
 mod tensor_names;
 mod tensors;
 
+pub use all_refusals::all_refusals;
 pub use base_weights::{BaseLinear, BaseWeights, ForBase};
 pub use composition::{Composition, CompositionPart, MAX_PARTS, MAX_SCALE};
 pub use config::RegistryConfig;
 pub use dtype::AdapterDtype;
 pub use error::{AdapterError, Refusal, RetryHint};
+pub use in_dtype::in_dtype;
 pub use info::{AdapterInfo, AdapterTier, RegistryStats};
 pub use lease::AdapterLease;
 pub use lower::lower_peft_bytes;

@@ -31,12 +31,7 @@ pub(crate) fn base_modules(base: &BaseModelSpec) -> Vec<BaseModule> {
     let layers = (0..base.num_layers as u32)
         .flat_map(|layer| Module::ALL.map(|module| Site::Layer { layer, module }));
     let linears = layers.chain([Site::LmHead]).map(|site| BaseModule {
-        key: match site {
-            Site::Layer { layer, module } => {
-                format!("model.layers.{layer}.{}.{}", block(module), module.hf_name())
-            }
-            Site::LmHead => "lm_head".to_owned(),
-        },
+        key: site.hf_name(),
         place: Place::Linear(site),
         shape: base.site(site),
     });
@@ -46,11 +41,4 @@ pub(crate) fn base_modules(base: &BaseModelSpec) -> Vec<BaseModule> {
         shape: LinearShape { num_inputs: base.vocab_size, num_outputs: base.hidden_size },
     };
     linears.chain([embedding]).collect()
-}
-
-fn block(module: Module) -> &'static str {
-    match module {
-        Module::Q | Module::K | Module::V | Module::O => "self_attn",
-        Module::Gate | Module::Up | Module::Down => "mlp",
-    }
 }

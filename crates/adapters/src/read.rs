@@ -242,8 +242,7 @@ impl ReadFrom<'_> {
             }
         }
         let Some(config) = self.stat(&self.path.join(CONFIG_FILE))? else {
-            let reason = format!("has no {CONFIG_FILE} in {}", self.path.display());
-            return Err(Fault::Refused(Refusal::new(reason)));
+            return Err(Fault::Refused(self.no_config()));
         };
         check_stamp(CONFIG_FILE, &config, MAX_CONFIG_BYTES)?;
         for file in [TENSORS_FILE, HUB_TENSORS_FILE] {
@@ -253,6 +252,22 @@ impl ReadFrom<'_> {
             }
         }
         Err(Fault::Refused(self.no_tensors()))
+    }
+
+    /// A trainer's directory may have the adapter in checkpoints only.
+    fn no_config(self) -> Refusal {
+        let step = |name: &str| name.strip_prefix("checkpoint-")?.parse::<u64>().ok();
+        let names = self.storage.list(self.path).unwrap_or_default();
+        let is_adapter = |name: &&String| {
+            step(name).is_some()
+                && self.storage.stat(&self.path.join(name).join(CONFIG_FILE)).is_ok()
+        };
+        let last = names.iter().filter(is_adapter).max_by_key(|name| step(name));
+        let hint = last.map(|name| {
+            format!("; did you mean {}, a checkpoint?", self.path.join(name).display())
+        });
+        let hint = hint.unwrap_or_default();
+        Refusal::new(format!("has no {CONFIG_FILE} in {}{hint}", self.path.display()))
     }
 
     fn no_tensors(self) -> Refusal {
@@ -265,9 +280,8 @@ impl ReadFrom<'_> {
                  save_adapter(path, name, use_safetensors=True)"
             ),
             Some(file) => format!(
-                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not read; \
-                 convert it by loading the adapter with peft and calling \
-                 save_pretrained(path, safe_serialization=True)"
+                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not \
+                 served; `weft adapter convert` makes a safetensors file of it without running it"
             ),
             None => format!("has no {TENSORS_FILE} in {}", self.path.display()),
         })

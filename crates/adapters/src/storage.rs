@@ -21,6 +21,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The system's.
     fn open(&self, path: &Path) -> io::Result<Box<dyn StoredFile>>;
+
+    /// The names of what lies in the directory `path`: for hints only. A storage that cannot list
+    /// says nothing.
+    ///
+    /// # Errors
+    /// The system's.
+    fn list(&self, _path: &Path) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
 }
 
 /// An open file.
@@ -83,6 +92,11 @@ impl Storage for LocalFiles {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn StoredFile>> {
         Ok(Box::new(File::open(path)?))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(path)?;
+        Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
     }
 }
 

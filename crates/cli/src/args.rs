@@ -1,6 +1,7 @@
 //! The command line as data. In: argv and `WEFT_*` variables. Out: one struct per command, with the
 //! text of `--help` beside each field. Decides nothing.
 
+pub mod adapter;
 pub mod bench;
 pub mod calibrate;
 pub mod kernels;
@@ -8,6 +9,9 @@ pub mod serve;
 pub mod simulate;
 pub mod trace;
 
+pub use adapter::{
+    AdapterCommand, AdapterLsArgs, ConvertArgs, ExtractArgs, InspectArgs, MergeArgs, QuantizeArgs,
+};
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use calibrate::BenchCalibrateArgs;
 pub use kernels::BenchKernelsArgs;
@@ -16,7 +20,6 @@ pub use simulate::BenchSimulateArgs;
 pub use trace::{BenchTraceArgs, TraceArgs};
 
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
 
 /// Serves one base model with many LoRA adapters, through the OpenAI API.
 #[derive(Debug, Parser)]
@@ -81,42 +84,6 @@ pub struct CheckArgs {
     /// Adapters to check against the model.
     #[command(flatten)]
     pub adapters: AdapterArgs,
-}
-
-/// `weft adapter`
-#[derive(Debug, Subcommand)]
-pub enum AdapterCommand {
-    /// Show what a PEFT directory holds, and with `--model` whether that base can serve it.
-    Inspect(InspectArgs),
-    /// List a running server's adapters: where each is, how large, how often used.
-    Ls(AdapterLsArgs),
-}
-
-/// `weft adapter ls`
-#[derive(Args, Debug)]
-pub struct AdapterLsArgs {
-    /// The server; plain HTTP.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    pub url: String,
-    /// Print what the server says, as JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `weft adapter inspect`
-#[derive(Args, Debug)]
-pub struct InspectArgs {
-    /// A PEFT directory: adapter_config.json and adapter_model.safetensors.
-    pub dir: PathBuf,
-    /// The base to check against: a GGUF file, a Hugging Face directory, or a known name.
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Ranks above this are refused.
-    #[arg(long, default_value_t = 512, env = "WEFT_MAX_LORA_RANK")]
-    pub max_lora_rank: usize,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[cfg(test)]

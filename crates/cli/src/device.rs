@@ -160,6 +160,35 @@ pub fn read_base(path: &Path) -> Result<(BaseModelSpec, Arc<dyn BaseWeights>, St
     Ok((model.spec().clone(), base_weights::in_memory(&model.weights), described))
 }
 
+/// What the model at `path` is, without its weights.
+///
+/// # Errors
+/// A sentence about the model.
+pub(crate) fn read_config(path: &Path) -> Result<ModelConfig> {
+    Ok(LoadedModel::read_config(path)?)
+}
+
+/// The model as it is served without further flags.
+///
+/// # Errors
+/// A sentence about the model.
+pub(crate) fn load_for_tools(path: &Path) -> Result<LoadedModel> {
+    Ok(LoadedModel::load(path, &LoadOptions::default())?)
+}
+
+/// The weights of a checkpoint, read when they are asked for.
+///
+/// # Errors
+/// A sentence about the model.
+pub(crate) fn open_weights(path: &Path) -> Result<Arc<dyn BaseWeights>> {
+    Ok(base_weights::of_checkpoint(path, Quantize::None)?)
+}
+
+/// Bytes of a chunk of the memory pool, with a cache in half precision.
+pub(crate) fn chunk_bytes(config: &ModelConfig) -> usize {
+    weft_runner::pool_layout(config, KvCacheDtype::F16)
+}
+
 fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
     let bar = count_bar(0, "loading layers");
     let on_progress = {

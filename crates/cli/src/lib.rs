@@ -2,10 +2,11 @@
 //!
 //! The only crate that sees both the server and the model; it joins them through `dyn Executor`
 //! ([`device`]). Each command is one module ([`mod@serve`], [`pull`], [`check`], [`inspect`],
-//! [`bench`]); [`args`] is their flags and [`mod@run`] chooses between them.
+//! [`adapter_tools`], [`bench`]); [`args`] is their flags and [`mod@run`] chooses between them.
 
 pub mod adapter_flags;
 pub mod adapter_list;
+pub mod adapter_tools;
 pub mod announcement;
 pub mod args;
 pub mod bench;

@@ -11,7 +11,8 @@ use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
 use crate::{
-    adapter_list, bench, bench_kernels, calibrate, check, inspect, serve, simulate, trace_source,
+    adapter_list, adapter_tools, bench, bench_kernels, calibrate, check, inspect, serve, simulate,
+    trace_source,
 };
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
@@ -55,8 +56,12 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             } else {
                 print(&inspection)?;
             }
-            return Ok(status(inspection.verdict.is_none_or(|verdict| verdict.is_served)));
+            return Ok(status(inspection.is_served()));
         }
+        Command::Adapter(AdapterCommand::Merge(args)) => adapter_tools::merge_adapters(&args)?,
+        Command::Adapter(AdapterCommand::Extract(args)) => adapter_tools::extract_adapter(&args)?,
+        Command::Adapter(AdapterCommand::Quantize(args)) => adapter_tools::quantize_adapter(&args)?,
+        Command::Adapter(AdapterCommand::Convert(args)) => adapter_tools::convert_adapter(&args)?,
         Command::Adapter(AdapterCommand::Ls(args)) => {
             let list = block_on(adapter_list::fetch(&args))?;
             if args.json {

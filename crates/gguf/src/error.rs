@@ -33,6 +33,8 @@ pub enum GgufError {
     NestedArray { key: String },
     #[error("metadata key \"{key}\" is a bool with the value {value} instead of 0 or 1")]
     Bool { key: String, value: u8 },
+    #[error("tensor \"{name}\" cannot be written: its data does not fit its shape and type")]
+    WriteTensor { name: String },
     #[error("metadata key \"{key}\" occurs twice")]
     DuplicateKey { key: String },
     #[error("metadata key \"{key}\" is missing")]

@@ -79,6 +79,16 @@ impl GgmlType {
         }
     }
 
+    /// Its number in the file.
+    #[must_use]
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Other(number) => number,
+            // Every other one has a row.
+            _ => self.row().map_or(0, |row| row.0),
+        }
+    }
+
     /// Whether Weft can read tensors of this type.
     #[must_use]
     pub fn is_supported(self) -> bool {

@@ -3,6 +3,7 @@
 //! * [`GgufFile`]: a mapped file; [`Header`]: what its first bytes say.
 //! * [`Metadata`]: typed look-ups by key.
 //! * [`TensorInfo`] and [`GgmlType`]: name, shape, element type and place of a tensor.
+//! * [`GgufWriter`]: the other way.
 //!
 //! A file is untrusted: every count and length is checked against the bytes that are there before
 //! anything is allocated or read. Knows no model, no tokenizer and no arithmetic on weights.
@@ -19,6 +20,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod value;
+mod write;
 
 pub use error::GgufError;
 pub use file::GgufFile;
@@ -27,3 +29,4 @@ pub use header::Header;
 pub use metadata::Metadata;
 pub use tensor::TensorInfo;
 pub use value::{ScalarArray, StringArray, Value};
+pub use write::GgufWriter;

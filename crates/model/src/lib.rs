@@ -45,4 +45,5 @@ pub use decoder::Decoder;
 pub use device::{Device, Projection};
 pub use error::ModelError;
 pub use load::{LoadOptions, LoadedModel, Quantize};
+pub use tensor_files::weight_files;
 pub use weights::ModelWeights;

@@ -88,6 +88,20 @@ impl LoadedModel {
         }
     }
 
+    /// What the model at `path` is, without its weights.
+    ///
+    /// # Errors
+    /// As [`Self::load`], but for what only the weights say.
+    pub fn read_config(path: &Path) -> Result<ModelConfig, ModelError> {
+        if path.is_dir() {
+            ModelConfig::read(path)
+        } else if path.is_file() {
+            Ok(GgufSource::open(path)?.config().clone())
+        } else {
+            Err(ModelError::NotAModel { path: path.to_owned() })
+        }
+    }
+
     /// Shapes and limits.
     #[must_use]
     pub fn spec(&self) -> &BaseModelSpec {

@@ -38,7 +38,7 @@ struct ShardIndex {
 impl TensorFiles {
     pub(crate) fn open(dir: &Path) -> Result<Self, ModelError> {
         let mut files = Self { maps: Vec::new(), index: HashMap::new() };
-        for path in shards(dir)? {
+        for path in weight_files(dir)? {
             let map = map_file(&path)?;
             files.add(&path, map)?;
         }
@@ -155,8 +155,11 @@ impl<'a> Tensor<'a> {
     }
 }
 
-/// The files that hold the weights: one, or those that the index names.
-fn shards(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
+/// The files that hold the weights of a Hugging Face directory: one, or those that its index names.
+///
+/// # Errors
+/// If there are none in safetensors, or the index is malformed or leads out of the directory.
+pub fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
     if single.is_file() {

@@ -8,6 +8,7 @@ pub mod malformed;
 pub mod peft;
 pub mod rng;
 pub mod safetensors_file;
+pub mod torch_file;
 
 use weft_types::BaseModelSpec;
 

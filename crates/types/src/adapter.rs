@@ -70,6 +70,15 @@ impl Module {
             Self::Down => "down_proj",
         }
     }
+
+    /// The block that it belongs to there: `self_attn` or `mlp`.
+    #[must_use]
+    pub fn hf_block(self) -> &'static str {
+        match self {
+            Self::Q | Self::K | Self::V | Self::O => "self_attn",
+            Self::Gate | Self::Up | Self::Down => "mlp",
+        }
+    }
 }
 
 /// Where a low-rank update applies.
@@ -84,6 +93,19 @@ pub enum Site {
     },
     /// The output head: `x` is the final norm's output, `N` the vocabulary.
     LmHead,
+}
+
+impl Site {
+    /// The name in Hugging Face checkpoints, e.g. `model.layers.0.self_attn.q_proj`.
+    #[must_use]
+    pub fn hf_name(self) -> String {
+        match self {
+            Self::Layer { layer, module } => {
+                format!("model.layers.{layer}.{}.{}", module.hf_block(), module.hf_name())
+            }
+            Self::LmHead => "lm_head".to_owned(),
+        }
+    }
 }
 
 /// A row-major matrix in the dtype of the file, values little-endian.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// A crate names only crates that stand above it here.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 20] = [
     "weft-types",
     "weft-trace",
     "weft-gguf",
@@ -20,6 +20,7 @@ const ORDER: [&str; 19] = [
     "weft-cuda",
     "weft-model",
     "weft-runner",
+    "weft-transform",
     "weft-engine",
     "weft-text",
     "weft-server",
@@ -43,7 +44,8 @@ const WITHOUT_MODEL: [&str; 9] = [
     "weft-bench",
     "weft-simulator",
 ];
-const HIDDEN: [&str; 4] = ["weft-kernels", "weft-cuda", "weft-model", "weft-runner"];
+const HIDDEN: [&str; 5] =
+    ["weft-kernels", "weft-cuda", "weft-model", "weft-runner", "weft-transform"];
 
 /// These see `weft-types` and `weft-trace`, which are only data, and no other crate of the workspace.
 const PURE: [&str; 3] = ["weft-trace", "weft-scheduler", "weft-bench"];
