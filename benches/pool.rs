@@ -134,6 +134,8 @@ fn decode(num_running: usize) -> String {
             id: SeqId(index as u64),
             prompt: (0..512).map(|position| (position * 7 + index as u32) % 1000).collect(),
             stop: StopConditions { max_tokens: 500, ..StopConditions::default() },
+            num_virtual_tokens: 0,
+            active_from: 0,
             adapter: None,
             active_from: 0,
             num_virtual_tokens: 0,

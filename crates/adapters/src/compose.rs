@@ -83,9 +83,12 @@ pub(crate) fn compose(
     Ok(packer.finish(content_hash))
 }
 
+/// Whether an adapter has parts of a kind.
+type Has = fn(&PackedAdapter) -> bool;
+
 /// What can be said without looking at single places.
 fn check(parts: &[Part<'_>]) -> Result<(), Refusal> {
-    let kinds: [(&str, fn(&PackedAdapter) -> bool); 3] = [
+    let kinds: [(&str, Has); 3] = [
         ("trained gains (IA3, DoRA)", |one| {
             one.vectors.iter().any(|vectors| vectors.input.is_some() || vectors.output.is_some())
         }),
