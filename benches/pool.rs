@@ -137,8 +137,6 @@ fn decode(num_running: usize) -> String {
             num_virtual_tokens: 0,
             active_from: 0,
             adapter: None,
-            active_from: 0,
-            num_virtual_tokens: 0,
             tenant: Arc::from(""),
             priority: 0,
             deadline_ms: None,

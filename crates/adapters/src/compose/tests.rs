@@ -1,3 +1,5 @@
+//! Sums of adapters against their parts: exact where they add up, refused where they do not.
+
 use super::*;
 use weft_types::{Activation, BottleneckInput, ContentHash, LoweredAdapter};
 
