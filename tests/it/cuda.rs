@@ -290,6 +290,7 @@ fn steps_with_gains_are_recorded_and_replayed() {
     for (i, request) in requests.iter_mut().enumerate() {
         let mut adapter = LoweredAdapter::clone(&versatile_adapter(model.spec(), 3, i as u64 % 2));
         adapter.token_rows = None;
+        adapter.num_virtual_tokens = 0;
         adapter.kv_prefix = None;
         adapter.vectors.retain(|vectors| vectors.site != Site::LmHead);
         if i % 3 == 0 {
