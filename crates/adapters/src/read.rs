@@ -3,6 +3,7 @@
 
 use crate::buffers::Buffers;
 use crate::error::{AdapterError, Refusal, RetryHint};
+use crate::listing::only_pickle;
 use crate::lower::lower_peft_bytes;
 use crate::polite::pause;
 use crate::storage::{FileStamp, LocalFiles, Storage, StoredFile};
@@ -19,13 +20,13 @@ pub(crate) const TENSORS_FILE: &str = "adapter_model.safetensors";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Files that change the adapter and that are not read: each with what to do about it.
-const UNREAD_FILES: [(&str, &str); 2] = [
+pub(crate) const UNREAD_FILES: [(&str, &str); 2] = [
     ("new_embeddings.safetensors", "added tokens are not supported"),
     ("new_embeddings.bin", "added tokens are not supported"),
 ];
 
 /// Old spellings of the tensors' file.
-const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
+pub(crate) const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
 /// What a server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,14 +243,8 @@ impl ReadFrom<'_> {
 
     fn no_tensors(self) -> Refusal {
         let pickle = PICKLES.iter().find(|file| self.storage.stat(&self.path.join(file)).is_ok());
-        Refusal::new(match pickle {
-            Some(file) => format!(
-                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not read; \
-                 convert it by loading the adapter with peft and calling \
-                 save_pretrained(path, safe_serialization=True)"
-            ),
-            None => format!("has no {TENSORS_FILE} in {}", self.path.display()),
-        })
+        let missing = || format!("has no {TENSORS_FILE} in {}", self.path.display());
+        pickle.map_or_else(|| Refusal::new(missing()), |file| only_pickle(file))
     }
 
     /// Opens both files before it reads either, and looks again afterwards: whoever swaps the

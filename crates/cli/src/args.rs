@@ -5,12 +5,14 @@ pub mod bench;
 pub mod calibrate;
 pub mod serve;
 pub mod simulate;
+pub mod sources;
 pub mod trace;
 
 pub use bench::{BenchAdaptersArgs, BenchCommand, BenchEngineArgs, BenchServeArgs, LoadArgs};
 pub use calibrate::BenchCalibrateArgs;
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
 pub use simulate::BenchSimulateArgs;
+pub use sources::{AdapterPullArgs, SourceArgs};
 pub use trace::{BenchTraceArgs, TraceArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -43,7 +45,7 @@ Examples:
 pub enum Command {
     /// Serve a base model and its adapters over HTTP.
     Serve(Box<ServeArgs>),
-    /// Fetch a known model into the cache and verify it.
+    /// Fetch a known model, or an adapter by its URI, into the cache and verify it.
     Pull(PullArgs),
     /// Say whether this machine, a model and its adapters will work.
     Check(CheckArgs),
@@ -61,7 +63,7 @@ pub enum Command {
 Models are kept in $WEFT_CACHE, or $XDG_CACHE_HOME/weft, or ~/.cache/weft.
 A file that is already there is verified, not fetched again.")]
 pub struct PullArgs {
-    /// Name of a known model.
+    /// Name of a known model, or the URI of an adapter as for `weft adapter pull`.
     #[arg(default_value = crate::known_models::DEMO_MODEL.name)]
     pub name: String,
     /// List the known models and what the cache holds of them.
@@ -88,6 +90,8 @@ pub enum AdapterCommand {
     Inspect(InspectArgs),
     /// List a running server's adapters: where each is, how large, how often used.
     Ls(AdapterLsArgs),
+    /// Fetch an adapter into the cache and verify it.
+    Pull(AdapterPullArgs),
 }
 
 /// `weft adapter ls`

@@ -12,7 +12,7 @@ use crate::pull::{self, Cached};
 use crate::size::ByteSize;
 use crate::text_side;
 use std::path::{Path, PathBuf};
-use weft_adapters::{LoadLimits, check_adapter_name, load_peft_dir};
+use weft_adapters::{LoadLimits, check_adapter_name, is_uri, load_peft_dir};
 use weft_cuda::Survey;
 use weft_cuda::devices::Absence;
 use weft_types::BaseModelSpec;
@@ -184,6 +184,16 @@ fn adapters(args: &AdapterArgs, spec: Option<&BaseModelSpec>, findings: &mut Fin
         }
     }
     for adapter in &named {
+        let source = adapter.path.display();
+        if is_uri(&source.to_string()) {
+            let name = &adapter.name;
+            let said = format!(
+                "adapter {name}: not checked, {source} is fetched at start; `weft adapter pull {source}` \
+                 fetches it now and prints a directory to check"
+            );
+            findings.add(Grade::Warn, said);
+            continue;
+        }
         match spec {
             Some(spec) => adapter_finding(adapter, spec, args.max_lora_rank, findings),
             None => findings

@@ -1,7 +1,9 @@
 //! Runs a parsed command. In: [`Cli`]. Out: text on standard output, logs on standard error, an exit
 //! status.
 
-use crate::args::{AdapterCommand, BenchCommand, Cli, Command, PullArgs, ServeArgs};
+use crate::args::{
+    AdapterCommand, AdapterPullArgs, BenchCommand, Cli, Command, PullArgs, ServeArgs,
+};
 use crate::cache::cache_dir;
 use crate::known_models::{KNOWN_MODELS, KnownModel, known_names};
 use crate::next_steps::next_steps;
@@ -10,12 +12,13 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{adapter_list, bench, calibrate, check, inspect, serve, simulate, trace_source};
+use crate::{adapter_list, adapter_sources, bench, calibrate, check, inspect, serve, simulate, trace_source};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use weft_adapters::is_uri;
 
 /// Does what was asked; failures are one sentence on standard error and status 1.
 #[must_use]
@@ -40,6 +43,10 @@ fn reported(outcome: Result<ExitCode>) -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Serve(args) => block_on(serve_until_stopped(*args))?,
+        Command::Pull(args) if is_uri(&args.name) => {
+            let args = AdapterPullArgs { uri: args.name, adapter_download_max: None };
+            pull_adapter(&args)?;
+        }
         Command::Pull(args) => pull_model(&args)?,
         Command::Check(args) => {
             let findings = check::check(&args);
@@ -55,6 +62,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             }
             return Ok(status(inspection.verdict.is_none_or(|verdict| verdict.is_served)));
         }
+        Command::Adapter(AdapterCommand::Pull(args)) => pull_adapter(&args)?,
         Command::Adapter(AdapterCommand::Ls(args)) => {
             let list = block_on(adapter_list::fetch(&args))?;
             if args.json {
@@ -110,6 +118,11 @@ async fn serve_until_stopped(args: ServeArgs) -> Result<()> {
     let signals = StopSignals::catch()?;
     print(format!("{}\n", server.announcement))?;
     server.run_until(signals.first()).await
+}
+
+fn pull_adapter(args: &AdapterPullArgs) -> Result<()> {
+    let directory = block_on(adapter_sources::pull(args))?;
+    print(format!("{}\n", directory.display()))
 }
 
 fn pull_model(args: &PullArgs) -> Result<()> {

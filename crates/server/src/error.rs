@@ -175,6 +175,13 @@ impl ApiError {
         .code("runtime_adapters_disabled")
     }
 
+    /// A source of adapters that requests may not name.
+    fn source_not_allowed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "PermissionDeniedError", message)
+            .param("lora_path")
+            .code("adapter_source_not_allowed")
+    }
+
     /// Too many requests wait; come back soon.
     pub(crate) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message)
@@ -252,7 +259,18 @@ impl ApiError {
             AdapterError::NotFound { .. }
             | AdapterError::InvalidName { .. }
             | AdapterError::NameIsBase { .. }
+            | AdapterError::NotInSource { .. }
             | AdapterError::PathNotFound { .. } => return Self::unknown_model(model),
+            AdapterError::Fetch { passes: true, .. } => {
+                tracing::warn!(%error, "an adapter's source does not answer");
+                return Self::overloaded(format!(
+                    "the adapter `{model}` cannot be fetched now: its source does not answer"
+                ));
+            }
+            AdapterError::Fetch { passes: false, .. } => {
+                tracing::warn!(%error, "an adapter cannot be fetched");
+                "its source does not give it".to_owned()
+            }
             AdapterError::Interrupted { .. } | AdapterError::HostMemoryFull { .. } => {
                 return Self::overloaded(error.to_string());
             }
@@ -284,6 +302,12 @@ impl ApiError {
                 Self::invalid("lora_name", error.to_string()).into_invalid_user_input()
             }
             AdapterError::PathNotFound { .. } => Self::no_adapter_at(name, path),
+            AdapterError::NotInSource { reason, .. } => {
+                tracing::info!(adapter = name, reason, "no adapter there");
+                Self::no_adapter_at(name, path)
+            }
+            AdapterError::NotAllowed { reason, .. } => Self::source_not_allowed(reason),
+            AdapterError::Fetch { passes: true, .. } => Self::overloaded(error.to_string()),
             AdapterError::NotFound { .. } => {
                 Self::overloaded(format!("the adapter '{name}' was unloaded while it was loading"))
             }
@@ -292,6 +316,7 @@ impl ApiError {
             }
             AdapterError::Rejected { .. }
             | AdapterError::HostMemoryTooSmall { .. }
+            | AdapterError::Fetch { .. }
             | AdapterError::Io { .. }
             | AdapterError::Directory { .. } => Self::invalid("lora_path", error.to_string()),
         }
