@@ -346,7 +346,10 @@ impl Shared {
         state.running.insert(id);
         let (shared, tenant) = (Arc::clone(self), Arc::clone(tenant));
         let outcome = sender;
-        (loading, Ticket { shared, name, tenant, id, origin, fetched, explicit, cancelled, outcome })
+        (
+            loading,
+            Ticket { shared, name, tenant, id, origin, fetched, explicit, cancelled, outcome },
+        )
     }
 
     /// Waits for the end of a load.

@@ -26,7 +26,8 @@ pub(crate) const UNREAD_FILES: [(&str, &str); 2] = [
 ];
 
 /// Old spellings of the tensors' file.
-pub(crate) const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
+pub(crate) const PICKLES: [&str; 3] =
+    ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
 /// What a server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

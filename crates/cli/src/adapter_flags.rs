@@ -158,11 +158,7 @@ pub fn open_registry(
 }
 
 /// A name and a source, checked for form.
-fn named(
-    flag: &'static str,
-    name: &str,
-    path: &Path,
-) -> Result<NamedAdapter, AdapterFlagError> {
+fn named(flag: &'static str, name: &str, path: &Path) -> Result<NamedAdapter, AdapterFlagError> {
     let name = name.to_owned();
     // What is no text is no URI.
     let Some(text) = path.to_str() else {

@@ -21,8 +21,9 @@ pub fn open(args: &SourceArgs, bars: Arc<FetchBars>) -> Result<Sources> {
     let variable = |name: &str| std::env::var_os(name);
     let mut config = from_environment(&variable, std::env::vars_os())?;
     let patterns = args.adapter_source_allow.iter().map(String::as_str);
-    config.allow = AllowList::parse(patterns)
-        .with_context(|| format!("--adapter-source-allow {}", args.adapter_source_allow.join(",")))?;
+    config.allow = AllowList::parse(patterns).with_context(|| {
+        format!("--adapter-source-allow {}", args.adapter_source_allow.join(","))
+    })?;
     for given in &args.adapter_resolver {
         let rule = ResolverRule::parse(given);
         config.rules.push(rule.with_context(|| format!("--adapter-resolver {given}"))?);
@@ -43,10 +44,8 @@ pub async fn pull(args: &AdapterPullArgs) -> Result<PathBuf> {
     if !location.is_remote() {
         bail!("{location} is on this machine already; a URI such as hf://org/name is fetched");
     }
-    let flags = SourceArgs {
-        adapter_download_max: args.adapter_download_max,
-        ..SourceArgs::default()
-    };
+    let flags =
+        SourceArgs { adapter_download_max: args.adapter_download_max, ..SourceArgs::default() };
     let sources = open(&flags, Arc::default())?;
     Ok(sources.fetch_to_cache(&location, Asker::Operator).await?)
 }
@@ -113,7 +112,8 @@ mod tests {
     #[test]
     fn the_hub_cache_is_where_huggingface_hub_has_it() {
         let of = |set: &[(&str, &str)]| config(set).hub.cache_dir;
-        let all = [("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/d")];
+        let all =
+            [("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/d")];
         assert_eq!(of(&all), PathBuf::from("/a"));
         assert_eq!(of(&all[1..]), PathBuf::from("/b/hub"));
         assert_eq!(of(&all[2..]), PathBuf::from("/c/huggingface/hub"));
@@ -129,7 +129,10 @@ mod tests {
             ("HF_ENDPOINT", "https://mirror"),
             ("PATH", "/bin"),
         ]);
-        assert_eq!(config.store_settings, [("AWS_SECRET_ACCESS_KEY".to_owned(), "hush-1".to_owned())]);
+        assert_eq!(
+            config.store_settings,
+            [("AWS_SECRET_ACCESS_KEY".to_owned(), "hush-1".to_owned())]
+        );
         assert_eq!(config.hub.token.as_deref(), Some("hush-2"));
         assert_eq!((config.hub.endpoint.as_str(), config.hub.is_offline), ("https://mirror", true));
         assert!(!format!("{config:?}").contains("hush"), "{config:?}");
@@ -138,7 +141,8 @@ mod tests {
     #[test]
     fn bad_flags_are_named() {
         let open = |allow: &str, rule: &str| {
-            let list = |given: &str| (!given.is_empty()).then(|| given.to_owned()).into_iter().collect();
+            let list =
+                |given: &str| (!given.is_empty()).then(|| given.to_owned()).into_iter().collect();
             let args = SourceArgs {
                 adapter_source_allow: list(allow),
                 adapter_resolver: list(rule),

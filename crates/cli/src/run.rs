@@ -12,7 +12,9 @@ use crate::pip::Pip;
 use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
-use crate::{adapter_list, adapter_sources, bench, calibrate, check, inspect, serve, simulate, trace_source};
+use crate::{
+    adapter_list, adapter_sources, bench, calibrate, check, inspect, serve, simulate, trace_source,
+};
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;

@@ -225,7 +225,8 @@ mod tests {
 
     #[test]
     fn other_stars_are_refused_rather_than_misread() {
-        for pattern in ["*", "hf://acme*", "hf://*/sql", "s3://b/*/x/*", "/srv/a*", "hf://acme/**"] {
+        for pattern in ["*", "hf://acme*", "hf://*/sql", "s3://b/*/x/*", "/srv/a*", "hf://acme/**"]
+        {
             assert_eq!(AllowList::parse([pattern]).unwrap_err(), PatternError::Star, "{pattern}");
         }
         for pattern in ["hf://acme", "ftp://h/*", "hf://../*"] {

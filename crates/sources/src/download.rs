@@ -5,7 +5,7 @@
 use crate::checksum::{Checksum, Mismatch};
 use crate::config::Patience;
 use crate::error::{Fault, SourceError};
-use crate::web::Chunks;
+use crate::web::{Chunks, Retries};
 use async_trait::async_trait;
 use futures::StreamExt;
 use std::io;
@@ -50,25 +50,15 @@ pub(crate) async fn download(
     came: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<(), SourceError> {
     let mut checksum = job.checksum.clone();
-    let (mut retry, mut reached) = (0, 0);
-    loop {
-        let (reason, wait) = match attempt(job, remote, &mut checksum, came).await {
-            Ok(()) => break,
-            Err(Fault::Final(error)) => return Err(error),
-            Err(Fault::Passing(reason, wait)) => (reason, wait),
-        };
+    let (mut retries, mut reached) = (Retries::new(*patience, job.place), 0);
+    while let Err(fault) = attempt(job, remote, &mut checksum, came).await {
         let here = len_of(job.partial).await;
         // As long as something comes, it may take as many attempts as it likes.
         if here > reached {
-            (retry, reached) = (0, here);
+            retries.begin_again();
+            reached = here;
         }
-        if retry >= patience.max_retries {
-            return Err(SourceError::unreachable(job.place, reason));
-        }
-        tracing::debug!(place = job.place, file = job.file, reason, "a download goes on");
-        let delay = patience.delay(retry);
-        tokio::time::sleep(wait.unwrap_or(delay).max(delay)).await;
-        retry += 1;
+        retries.wait_after(fault).await?;
     }
     verify(job, checksum).await?;
     fs::rename(job.partial, job.target).await.map_err(|cause| SourceError::io(job.target, &cause))

@@ -70,7 +70,8 @@ impl Sources {
             Asker::Operator => &*config.progress,
             Asker::Request => &Quiet,
         };
-        let fetch = Fetch { place, patience: &config.patience, max_bytes: config.max_bytes, progress };
+        let fetch =
+            Fetch { place, patience: &config.patience, max_bytes: config.max_bytes, progress };
         let entry = || Entry::of(&config.cache_dir, location);
         match location {
             Location::Local(path) => Ok(path.clone()),
@@ -111,7 +112,11 @@ impl Sources {
         let place = location.to_string();
         let Location::Local(path) = location else {
             let is_covered = allow.covers(&location);
-            return if is_covered { Ok(Admitted::Remote(place)) } else { Err(self.not_covered(&place)) };
+            return if is_covered {
+                Ok(Admitted::Remote(place))
+            } else {
+                Err(self.not_covered(&place))
+            };
         };
         if allow.is_empty() {
             return Ok(Admitted::Local(path));

@@ -10,9 +10,8 @@ use crate::error::{Fault, SourceError};
 use crate::hub_cache::Repository;
 use crate::lock::lock;
 use crate::ranges;
-use crate::web::{Answer, Ask, Follow, Reach, Web, busy};
+use crate::web::{Answer, Ask, Follow, Reach, Retries, Web, busy};
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, ETAG};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -90,17 +89,23 @@ impl Hub {
         let repository = Repository::of(&self.config.cache_dir, at.repo);
         let revision = at.revision.unwrap_or("main");
         let cached = cached(&repository, at, revision).await;
-        if let Some(path) = cached.clone().filter(|_| self.config.is_offline || is_commit(revision)) {
+        if let Some(path) = cached.clone().filter(|_| self.config.is_offline || is_commit(revision))
+        {
             return Ok(path);
         }
         if self.config.is_offline {
-            let reason = "is not in the cache, and HF_HUB_OFFLINE says that only the cache may be used";
+            let reason =
+                "is not in the cache, and HF_HUB_OFFLINE says that only the cache may be used";
             return Err(SourceError::denied(fetch.place, reason));
         }
         let (commit, names) = match self.revision(web, at, revision, fetch.place).await {
             Ok(found) => found,
             Err(SourceError::Unreachable { reason, .. }) if cached.is_some() => {
-                tracing::warn!(source = fetch.place, reason, "the hub does not answer; using the cache");
+                tracing::warn!(
+                    source = fetch.place,
+                    reason,
+                    "the hub does not answer; using the cache"
+                );
                 return Ok(cached.unwrap_or_default());
             }
             Err(error) => return Err(error),
@@ -128,12 +133,16 @@ impl Hub {
         let repo: Vec<&str> = at.repo.split('/').collect();
         let parts = ["api", "models"].into_iter().chain(repo).chain(["revision", revision]);
         let url = self.url(parts);
-        let found = web.patiently(place, async || {
-            let answer = busy(web.send(&self.ask(Method::GET, url.clone(), Follow::All, place)).await?)?;
+        let ask = self.ask(Method::GET, url, Follow::All, place);
+        let mut retries = Retries::new(web.patience, place);
+        let found = loop {
+            let answer = web.send_patiently(&ask).await?;
             self.check(&answer, place)?;
-            answer.json::<Revision>(place).await
-        });
-        let found = found.await?;
+            match answer.json::<Revision>(place).await {
+                Ok(found) => break found,
+                Err(fault) => retries.wait_after(fault).await?,
+            }
+        };
         if !is_commit(&found.sha) {
             return Err(SourceError::unfit(place, "answers with something else than a commit"));
         }
@@ -194,20 +203,23 @@ impl Hub {
         place: &'a str,
     ) -> Result<HubFile<'a>, SourceError> {
         let folder = at.folder.iter().map(String::as_str);
-        let url = self.url(at.repo.split('/').chain(["resolve", commit]).chain(folder).chain([name]));
+        let url =
+            self.url(at.repo.split('/').chain(["resolve", commit]).chain(folder).chain([name]));
         // What lies behind a redirect to another host describes that host's copy.
         let ask = self.ask(Method::HEAD, url.clone(), Follow::SameOrigin, place);
         let answer = web.send_patiently(&ask).await?;
         if !answer.status.is_redirection() {
             self.check(&answer, place)?;
         }
-        let tag = answer.first("x-linked-etag").or_else(|| answer.first(ETAG)).unwrap_or_default();
+        let tag =
+            answer.first("x-linked-etag").or_else(|| answer.first("etag")).unwrap_or_default();
         let tag = tag.trim_start_matches("W/").trim_matches('"').to_owned();
         let is_name = (1..=128).contains(&tag.len())
             && tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
             && !tag.starts_with('.');
         let len = answer.first("x-linked-size");
-        let len = len.or_else(|| answer.last(CONTENT_LENGTH).filter(|_| answer.status.is_success()));
+        let len =
+            len.or_else(|| answer.last("content-length").filter(|_| answer.status.is_success()));
         match len.and_then(|text| text.parse().ok()) {
             Some(len) if is_name => Ok(HubFile { name, tag, len, hub: self, web, url, place }),
             _ => {

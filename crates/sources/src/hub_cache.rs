@@ -32,7 +32,11 @@ impl Repository {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
-    pub(crate) async fn note_commit(&self, revision: &str, commit: &str) -> Result<(), SourceError> {
+    pub(crate) async fn note_commit(
+        &self,
+        revision: &str,
+        commit: &str,
+    ) -> Result<(), SourceError> {
         if revision == commit {
             return Ok(());
         }

@@ -219,7 +219,8 @@ fn web(scheme: &'static str, given: &str) -> Result<Location, LocationError> {
     // The parser resolves `..`, encoded or not, and so would name another directory than was written.
     let path = given.split_once("://").and_then(|(_, rest)| rest.split_once('/'));
     let path = path.map_or("", |(_, path)| path);
-    let is_dots = |part: &str| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
+    let is_dots =
+        |part: &str| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | "..");
     if path.contains('\\') || path.trim_end_matches('/').split('/').any(is_dots) {
         return refuse("has a part . or .. in its path, or a backslash");
     }

@@ -22,8 +22,7 @@ use object_store::client::{
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::path::Path as ObjectPath;
 use object_store::{
-    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt,
-    RetryConfig,
+    BackoffConfig, ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, RetryConfig,
 };
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,9 +46,11 @@ pub(crate) async fn fetch(
     fetch: &Fetch<'_>,
 ) -> Result<PathBuf, SourceError> {
     let seen = Seen::default();
-    let connector = Connector { web: web.clone(), seen: seen.clone(), place: fetch.place.to_owned() };
-    let store = open(at, connector, fetch.patience)
-        .map_err(|error| SourceError::denied(fetch.place, format!("cannot be asked: {}", said(&error))))?;
+    let connector =
+        Connector { web: web.clone(), seen: seen.clone(), place: fetch.place.to_owned() };
+    let store = open(at, connector, fetch.patience).map_err(|error| {
+        SourceError::denied(fetch.place, format!("cannot be asked: {}", said(&error)))
+    })?;
     let prefix = ObjectPath::from_iter(at.prefix.iter().map(String::as_str));
     let listed = match store.list_with_delimiter(Some(&prefix)).await {
         Ok(listed) => listed.objects,
@@ -247,15 +248,17 @@ impl HttpService for Connector {
         let request = request.map(|body| -> Sent {
             body.map_err(|error| -> crate::web::BoxError { Box::new(error) }).boxed_unsync()
         });
-        let answer = self.web.send_raw(request, &self.place).await.map_err(|fault| match fault {
-            Fault::Passing(reason, _) => {
-                HttpError::new(HttpErrorKind::Connect, std::io::Error::other(reason))
-            }
-            Fault::Final(error) => HttpError::new(HttpErrorKind::Unknown, error),
-        })?;
+        let answer =
+            self.web.send_raw(request, &self.place).await.map_err(|fault| match fault {
+                Fault::Passing(reason, _) => {
+                    HttpError::new(HttpErrorKind::Connect, std::io::Error::other(reason))
+                }
+                Fault::Final(error) => HttpError::new(HttpErrorKind::Unknown, error),
+            })?;
         self.seen.note(answer.headers());
-        let broken =
-            |error: hyper::Error| HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other(chain(&error)));
+        let broken = |error: hyper::Error| {
+            HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other(chain(&error)))
+        };
         Ok(answer.map(|body| HttpResponseBody::new(body.map_err(broken))))
     }
 }

@@ -5,7 +5,7 @@ use crate::checksum::Checksum;
 use crate::download::Opened;
 use crate::error::{Fault, SourceError};
 use crate::web::Answer;
-use http::header::{CONTENT_RANGE, RANGE};
+use http::header::RANGE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 
 /// Asks for what comes after `offset` bytes.
@@ -23,7 +23,7 @@ pub(crate) fn opened(answer: Answer, len: u64, place: &str) -> Result<Opened, Fa
     let offset = match answer.status {
         StatusCode::OK => 0,
         StatusCode::PARTIAL_CONTENT => {
-            let range = answer.last(CONTENT_RANGE).and_then(content_range);
+            let range = answer.last("content-range").and_then(content_range);
             let (offset, total) = range.ok_or_else(|| {
                 SourceError::unfit(place, "sends a part of a file without saying which")
             })?;
@@ -32,7 +32,9 @@ pub(crate) fn opened(answer: Answer, len: u64, place: &str) -> Result<Opened, Fa
             }
             offset
         }
-        StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PRECONDITION_FAILED => return Err(changed()),
+        StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PRECONDITION_FAILED => {
+            return Err(changed());
+        }
         status => {
             let reason = format!("answers with status {status}");
             return Err(SourceError::unfit(place, reason).into());
@@ -57,7 +59,9 @@ mod tests {
     fn content_ranges_are_read() {
         assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
-        for odd in ["", "bytes", "bytes 5", "bytes x-9/10", "bytes 5-9/x", "items 5-9/10", "bytes */10"] {
+        for odd in
+            ["", "bytes", "bytes 5", "bytes x-9/10", "bytes 5-9/x", "items 5-9/10", "bytes */10"]
+        {
             assert_eq!(content_range(odd), None, "{odd}");
         }
     }

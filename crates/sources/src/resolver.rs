@@ -110,9 +110,16 @@ mod tests {
     #[test]
     fn a_star_is_one_part_and_nothing_that_a_uri_would_read_differently() {
         let rule = "acme/*=hf://acme/{name}";
-        for name in
-            ["acme/", "acme/a/b", "other/sql", "acme/a@v1", "acme/..", "acme/.a", "acme/a..b", "acme/a:b"]
-        {
+        for name in [
+            "acme/",
+            "acme/a/b",
+            "other/sql",
+            "acme/a@v1",
+            "acme/..",
+            "acme/.a",
+            "acme/a..b",
+            "acme/a:b",
+        ] {
             assert_eq!(resolve(rule, name), None, "{name}");
         }
         assert_eq!(resolve("a*a=hf://x/{name}", "a"), None);

@@ -8,7 +8,7 @@ use crate::guard::{self, Lookup};
 use crate::location::is_this_machine;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use http::header::{AUTHORIZATION, HeaderName, LOCATION, RETRY_AFTER, USER_AGENT};
+use http::header::{AUTHORIZATION, LOCATION, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty};
@@ -99,19 +99,21 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// A header of the first answer on the way that has it.
-    pub(crate) fn first(&self, name: impl Into<HeaderName>) -> Option<&str> {
-        let name = name.into();
+    pub(crate) fn first(&self, name: &str) -> Option<&str> {
         let mut all = self.hops.iter().chain([&self.headers]);
-        all.find_map(|headers| headers.get(&name))?.to_str().ok()
+        all.find_map(|headers| headers.get(name))?.to_str().ok()
     }
 
     /// A header of the last answer.
-    pub(crate) fn last(&self, name: impl Into<HeaderName>) -> Option<&str> {
-        self.headers.get(name.into())?.to_str().ok()
+    pub(crate) fn last(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
     }
 
     pub(crate) fn chunks(self) -> Chunks {
-        patient_chunks(self.body.into_data_stream().map(|chunk| chunk.map_err(|e| chain(&e))), self.silence)
+        patient_chunks(
+            self.body.into_data_stream().map(|chunk| chunk.map_err(|e| chain(&e))),
+            self.silence,
+        )
     }
 
     /// The body as JSON.
@@ -185,7 +187,10 @@ impl Web {
             }
             let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
             let request = request.body(body).map_err(|error| {
-                SourceError::unfit(ask.place, format!("has an address that cannot be asked: {error}"))
+                SourceError::unfit(
+                    ask.place,
+                    format!("has an address that cannot be asked: {error}"),
+                )
             })?;
             let client = self.client(ask, &url)?;
             let answer = self.call(client, request, ask.place).await?;
@@ -213,29 +218,11 @@ impl Web {
 
     /// Asks until there is an answer other than that the server is busy.
     pub(crate) async fn send_patiently(&self, ask: &Ask<'_>) -> Result<Answer, SourceError> {
-        let answer = async || busy(self.send(ask).await?);
-        self.patiently(ask.place, answer).await
-    }
-
-    /// Tries again what fails for a while.
-    pub(crate) async fn patiently<T>(
-        &self,
-        place: &str,
-        attempt: impl AsyncFn() -> Result<T, Fault>,
-    ) -> Result<T, SourceError> {
-        let mut retry = 0;
+        let mut retries = Retries::new(self.patience, ask.place);
         loop {
-            match attempt().await {
-                Ok(done) => return Ok(done),
-                Err(Fault::Final(error)) => return Err(error),
-                Err(Fault::Passing(reason, _)) if retry >= self.patience.max_retries => {
-                    return Err(SourceError::unreachable(place, reason));
-                }
-                Err(Fault::Passing(_, wait)) => {
-                    let delay = self.patience.delay(retry);
-                    tokio::time::sleep(wait.unwrap_or(delay).max(delay)).await;
-                    retry += 1;
-                }
+            match self.send(ask).await.and_then(busy) {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => retries.wait_after(fault).await?,
             }
         }
     }
@@ -282,6 +269,41 @@ impl Web {
     }
 }
 
+/// Failures in a row.
+#[derive(Debug)]
+pub(crate) struct Retries<'a> {
+    patience: Patience,
+    place: &'a str,
+    num_retries: u32,
+}
+
+impl<'a> Retries<'a> {
+    pub(crate) fn new(patience: Patience, place: &'a str) -> Self {
+        Self { patience, place, num_retries: 0 }
+    }
+
+    /// There was a success between.
+    pub(crate) fn begin_again(&mut self) {
+        self.num_retries = 0;
+    }
+
+    /// Waits until it may be tried again, or says why it may not.
+    pub(crate) async fn wait_after(&mut self, fault: Fault) -> Result<(), SourceError> {
+        let (reason, wait) = match fault {
+            Fault::Final(error) => return Err(error),
+            Fault::Passing(reason, wait) => (reason, wait),
+        };
+        if self.num_retries >= self.patience.max_retries {
+            return Err(SourceError::unreachable(self.place, reason));
+        }
+        tracing::debug!(source = self.place, reason, "tried again");
+        let delay = self.patience.delay(self.num_retries);
+        tokio::time::sleep(wait.unwrap_or(delay).max(delay)).await;
+        self.num_retries += 1;
+        Ok(())
+    }
+}
+
 /// A server that is busy is asked again.
 pub(crate) fn busy(answer: Answer) -> Result<Answer, Fault> {
     let status = answer.status;
@@ -290,7 +312,8 @@ pub(crate) fn busy(answer: Answer) -> Result<Answer, Fault> {
     if !is_busy {
         return Ok(answer);
     }
-    let wait = answer.last(RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    let wait =
+        answer.last("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
     Err(Fault::Passing(format!("status {status}"), wait.map(|wait| wait.min(MAX_RETRY_AFTER))))
 }
 

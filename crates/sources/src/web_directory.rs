@@ -10,7 +10,7 @@ use crate::ranges;
 use crate::web::{Answer, Ask, Follow, Reach, Web, busy};
 use async_trait::async_trait;
 use futures::future::try_join_all;
-use http::header::{CONTENT_LENGTH, ETAG, IF_RANGE, LAST_MODIFIED};
+use http::header::IF_RANGE;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -108,14 +108,14 @@ async fn look(
         StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
         status => return Err(refused(status, place)),
     }
-    let len = answer.last(CONTENT_LENGTH).and_then(|text| text.parse().ok());
-    let modified = answer.last(LAST_MODIFIED).map(str::to_owned);
+    let len = answer.last("content-length").and_then(|text| text.parse().ok());
+    let modified = answer.last("last-modified").map(str::to_owned);
     let checksum = Checksum::of_headers(&answer.headers, 0);
     Ok(Some(Found { name, len, tag: tag_of(&answer), modified, checksum }))
 }
 
 fn tag_of(answer: &Answer) -> Option<String> {
-    answer.last(ETAG).map(str::to_owned)
+    answer.last("etag").map(str::to_owned)
 }
 
 fn refused(status: StatusCode, place: &str) -> SourceError {

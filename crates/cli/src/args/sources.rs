@@ -11,12 +11,7 @@ pub struct SourceArgs {
     /// What /v1/load_lora_adapter may name: a directory or URI, or one that ends with /* for all that
     /// lies below, such as /srv/adapters/*, hf://acme/*, s3://bucket/adapters/*, https://host/*. Without
     /// any, requests may name every local directory and nothing else. May be given several times.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        env = "WEFT_ADAPTER_SOURCE_ALLOW",
-        value_name = "PATTERN"
-    )]
+    #[arg(long, value_delimiter = ',', env = "WEFT_ADAPTER_SOURCE_ALLOW", value_name = "PATTERN")]
     pub adapter_source_allow: Vec<String>,
     /// Where a model is looked for that nobody loaded: acme/*=hf://acme/{name}. `*` stands for one part
     /// of a name, {name} for what it stood for, {model} for the whole name. What is not there is not

@@ -28,7 +28,8 @@ impl Hub {
 
     /// Makes `revision` a commit with these files in a folder.
     fn publish(&self, revision: &str, commit: &str, folder: &str, files: &Files) {
-        let names: Vec<_> = files.each().iter().map(|(name, _)| format!("{folder}{name}")).collect();
+        let names: Vec<_> =
+            files.each().iter().map(|(name, _)| format!("{folder}{name}")).collect();
         self.describe(revision, commit, &names);
         for (name, bytes) in files.each() {
             let path = format!("/acme/sql/resolve/{commit}/{folder}{name}");
@@ -211,7 +212,8 @@ async fn a_busy_hub_is_asked_again_and_nonsense_is_refused() {
     hub.shelf.wrong(Method::GET, describe, Wrong::Status(429, vec![("retry-after", "0")]));
     hub.shelf.wrong(Method::GET, describe, Wrong::Status(502, vec![]));
     hub.world.fetch("hf://acme/sql").await.unwrap();
-    for (body, words) in [("<html>", "something else than its API"), (r#"{"sha": ".."}"#, "commit")] {
+    for (body, words) in [("<html>", "something else than its API"), (r#"{"sha": ".."}"#, "commit")]
+    {
         hub.shelf.put(describe, File { bytes: body.into(), ..File::default() });
         let said = hub.world.refused("hf://acme/sql").await;
         assert!(said.contains(words), "{said}");

@@ -89,7 +89,8 @@ async fn an_entity_tag_that_is_an_md5_is_verified_and_others_are_not_taken_for_o
     // A checksum of the object itself.
     let mut file = object(&newer.tensors, &md5(b"z"));
     file.headers.push(("x-amz-server-side-encryption", "aws:kms".to_owned()));
-    file.headers.push(("x-amz-checksum-sha256", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=".into()));
+    file.headers
+        .push(("x-amz-checksum-sha256", "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=".into()));
     shelf.put(tensors(), file);
     let said = world.refused(URI).await;
     assert!(said.contains("its SHA-256 is"), "{said}");

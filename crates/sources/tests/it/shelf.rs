@@ -210,7 +210,8 @@ fn listing(inside: &Inside, uri: &Uri) -> Option<String> {
     fields.get("list-type").filter(|kind| *kind == "2")?;
     let prefix = fields.get("prefix").map_or("", |prefix| prefix);
     let bucket = format!("{}/", uri.path().trim_end_matches('/'));
-    let mut xml = "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
+    let mut xml =
+        "<?xml version=\"1.0\"?><ListBucketResult><IsTruncated>false</IsTruncated>".to_owned();
     for (path, file) in &inside.files {
         let key = path.strip_prefix(&bucket).unwrap_or_default();
         let name = key.strip_prefix(prefix).unwrap_or_default();

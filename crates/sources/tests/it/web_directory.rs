@@ -106,10 +106,7 @@ async fn bytes_with_another_checksum_never_reach_the_cache() {
     let (world, shelf, files, uri) = served().await;
     let mut wrong = files.tensors.clone();
     wrong[100] ^= 1;
-    let headers = vec![
-        ("etag", "\"x\"".to_owned()),
-        ("x-checksum-sha256", sha256(&files.tensors)),
-    ];
+    let headers = vec![("etag", "\"x\"".to_owned()), ("x-checksum-sha256", sha256(&files.tensors))];
     let put = |bytes: &[u8]| {
         let file = File { bytes: bytes.to_vec(), headers: headers.clone(), redirect: None };
         shelf.put(tensors(), file);

@@ -49,7 +49,8 @@ impl Files {
     pub(crate) fn put(&self, shelf: &Shelf, directory: &str) {
         for (name, bytes) in self.each() {
             let etag = format!("\"{}\"", &sha256(bytes)[..16]);
-            let file = File { bytes: bytes.to_vec(), headers: vec![("etag", etag)], redirect: None };
+            let file =
+                File { bytes: bytes.to_vec(), headers: vec![("etag", etag)], redirect: None };
             shelf.put(format!("{directory}/{name}"), file);
         }
     }
