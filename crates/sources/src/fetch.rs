@@ -12,6 +12,7 @@ use crate::progress::{FetchProgress, Quiet};
 use crate::web::{Reach, Web};
 use crate::web_directory;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use weft_adapters::{Admitted, Asker, FetchError, Fetching, RemoteSources};
 
 /// Files that change while they are fetched are fetched again so often.
@@ -21,7 +22,8 @@ const MAX_CHANGES: usize = 3;
 #[derive(Debug)]
 pub struct Sources {
     config: SourcesConfig,
-    web: Web,
+    /// Made when something is fetched for the first time.
+    web: OnceLock<Web>,
     hub: Hub,
 }
 
@@ -31,9 +33,18 @@ impl Sources {
     /// # Errors
     /// A sentence about a setting that cannot be used.
     pub fn new(config: SourcesConfig) -> Result<Self, String> {
-        let web = Web::new(config.patience)?;
         let hub = Hub::new(config.hub.clone())?;
-        Ok(Self { config, web, hub })
+        Ok(Self { config, web: OnceLock::new(), hub })
+    }
+
+    fn web(&self, place: &str) -> Result<&Web, SourceError> {
+        if let Some(web) = self.web.get() {
+            return Ok(web);
+        }
+        let web = Web::new(self.config.patience);
+        let web =
+            web.map_err(|reason| SourceError::unfit(place, format!("needs TLS: {reason}")))?;
+        Ok(self.web.get_or_init(|| web))
     }
 
     /// A directory with the adapter of `location`, fetched unless this very version is here. Dropped,
@@ -77,12 +88,12 @@ impl Sources {
             Location::Local(path) => Ok(path.clone()),
             Location::Hub { repo, revision, folder } => {
                 let at = HubPlace { repo, revision: revision.as_deref(), folder };
-                self.hub.fetch(&self.web, at, &fetch).await
+                self.hub.fetch(self.web(place)?, at, &fetch).await
             }
             Location::Objects { store, bucket, prefix } => {
                 let settings = &config.store_settings;
                 let at = ObjectsPlace { store: *store, bucket, prefix, settings };
-                objects::fetch(&self.web, at, &entry(), &fetch).await
+                objects::fetch(self.web(place)?, at, &entry(), &fetch).await
             }
             Location::Web(url) => {
                 let named = config.allow.names_host(location);
@@ -90,7 +101,7 @@ impl Sources {
                     Asker::Operator => Reach::Anywhere,
                     Asker::Request => Reach::Public { and: named.then(|| url.origin()) },
                 };
-                web_directory::fetch(&self.web, url, &reach, &entry(), &fetch).await
+                web_directory::fetch(self.web(place)?, url, &reach, &entry(), &fetch).await
             }
         }
     }

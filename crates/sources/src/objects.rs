@@ -11,7 +11,7 @@ use crate::location::Store;
 use crate::web::{Sent, Web, chain, patient_chunks};
 use async_trait::async_trait;
 use futures::StreamExt;
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -54,7 +54,7 @@ pub(crate) async fn fetch(
     let prefix = ObjectPath::from_iter(at.prefix.iter().map(String::as_str));
     let listed = match store.list_with_delimiter(Some(&prefix)).await {
         Ok(listed) => listed.objects,
-        Err(error) => match fault(error, at.store, fetch.place) {
+        Err(error) => match fault(error, at.store, seen.last().0, fetch.place) {
             Fault::Final(error) => return Err(error),
             Fault::Passing(reason, _) => {
                 let Some(current) = entry.current().await else {
@@ -139,15 +139,15 @@ fn open(
 
 /// What the store's answers said that `object_store` does not pass on.
 #[derive(Clone, Debug, Default)]
-struct Seen(Arc<Mutex<HeaderMap>>);
+struct Seen(Arc<Mutex<(StatusCode, HeaderMap)>>);
 
 impl Seen {
-    fn note(&self, headers: &HeaderMap) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = headers.clone();
+    fn note(&self, status: StatusCode, headers: &HeaderMap) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (status, headers.clone());
     }
 
-    /// Of the last answer.
-    fn headers(&self) -> HeaderMap {
+    /// The last answer.
+    fn last(&self) -> (StatusCode, HeaderMap) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -164,7 +164,7 @@ struct ObjectFile {
 impl ObjectFile {
     /// Of the object, by what the answer to its GET said.
     fn checksum(&self, offset: u64) -> Option<Checksum> {
-        let headers = self.seen.headers();
+        let (_, headers) = self.seen.last();
         let plain = |name: &str| match headers.get(name) {
             Some(value) => value == "AES256",
             None => true,
@@ -187,7 +187,7 @@ impl RemoteFile for ObjectFile {
             ..GetOptions::default()
         };
         let got = self.store.get_opts(&self.meta.location, options).await;
-        let got = got.map_err(|error| fault(error, self.kind, &self.place))?;
+        let got = got.map_err(|error| fault(error, self.kind, self.seen.last().0, &self.place))?;
         if got.meta.size != self.meta.size {
             return Err(SourceError::Changed { place: self.place.clone() }.into());
         }
@@ -198,20 +198,24 @@ impl RemoteFile for ObjectFile {
     }
 }
 
-fn fault(error: object_store::Error, store: Store, place: &str) -> Fault {
+/// What an error means; `status` is that of the last answer, which it does not always say.
+fn fault(error: object_store::Error, store: Store, status: StatusCode, place: &str) -> Fault {
     use object_store::Error as E;
     let settings = match store {
         Store::S3 => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_SKIP_SIGNATURE=true)",
         Store::Gcs => "GOOGLE_SERVICE_ACCOUNT (or GOOGLE_SKIP_SIGNATURE=true)",
         Store::Azure => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
     };
+    let denied = || SourceError::denied(place, format!("may not be read: see {settings}"));
     match error {
         E::NotFound { .. } => SourceError::missing(place, "does not exist").into(),
         E::Precondition { .. } | E::NotModified { .. } => {
             SourceError::Changed { place: place.to_owned() }.into()
         }
-        E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-            SourceError::denied(place, format!("may not be read: see {settings}")).into()
+        E::PermissionDenied { .. } | E::Unauthenticated { .. } => denied().into(),
+        _ if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => denied().into(),
+        _ if status == StatusCode::NOT_FOUND => {
+            SourceError::missing(place, "does not exist").into()
         }
         error => Fault::Passing(said(&error), None),
     }
@@ -255,7 +259,7 @@ impl HttpService for Connector {
                 }
                 Fault::Final(error) => HttpError::new(HttpErrorKind::Unknown, error),
             })?;
-        self.seen.note(answer.headers());
+        self.seen.note(answer.status(), answer.headers());
         let broken = |error: hyper::Error| {
             HttpError::new(HttpErrorKind::Interrupted, std::io::Error::other(chain(&error)))
         };

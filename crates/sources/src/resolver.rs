@@ -55,7 +55,8 @@ impl ResolverRule {
             return Err(RuleError::Unused);
         }
         let rule = Self { before: before.to_owned(), after, target: target.to_owned() };
-        let sample = rule.expand("x", "x");
+        let model = format!("{}x{}", rule.before, rule.after.as_deref().unwrap_or_default());
+        let sample = rule.expand("x", &model);
         if !Location::parse(&sample)?.is_remote() {
             return Err(RuleError::Local(target.to_owned()));
         }
