@@ -44,10 +44,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_cannot_be_honoured_is_named() {
-        let files = |names: &'static [&str]| adapter_files(|name| names.contains(&name));
+        let files = |names: &[&str]| adapter_files(|name| names.contains(&name));
         let good = ["adapter_config.json", "adapter_model.safetensors"];
         assert_eq!(files(&["README.md", good[0], good[1]]).unwrap(), good);
-        let cases: [(&'static [&str], &str); 4] = [
+        let cases: [(&[&str], &str); 4] = [
             (&[], "has no adapter_config.json"),
             (&["adapter_config.json"], "has no adapter_model.safetensors"),
             (&["adapter_config.json", "adapter_model.bin"], "pickle"),

@@ -53,9 +53,8 @@ async fn an_adapter_is_loaded_by_its_uri_and_shown_with_it() {
     assert_eq!(info.path, Path::new(&uri));
     assert_eq!(registry.resolve("sql").await.unwrap().weights().max_rank(), 4);
     // Before there is a runtime, too.
-    let again = std::thread::scope(|scope| {
-        scope.spawn(|| registry.add_static("sql2", Path::new(&uri)).unwrap()).join().unwrap()
-    });
+    let add = move || registry.add_static("sql2", Path::new(&uri)).unwrap();
+    let again = tokio::task::spawn_blocking(add).await.unwrap();
     assert_eq!(again.content_hash, info.content_hash);
 }
 
