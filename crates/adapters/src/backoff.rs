@@ -1,5 +1,6 @@
-//! Names whose source failed: with what, and when it is tried again. In: failures and the time. Out:
-//! the remembered error, as long as the source is left alone.
+//! Names whose source failed, or has no such adapter: with what, and when it is tried again. In:
+//! failures and the time. Out: the remembered error, as long as the source is left alone. Bounded:
+//! names are whatever clients ask for.
 
 use crate::error::AdapterError;
 use std::collections::HashMap;
@@ -11,6 +12,12 @@ use tokio::time::Instant;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 
 const MAX_DELAY: Duration = Duration::from_secs(10);
+
+/// A source that answered that it has no such adapter is asked again after this time.
+const MISS_DELAY: Duration = Duration::from_secs(60);
+
+/// More names are not remembered; those that would be tried again first make room.
+const MAX_NAMES: usize = 4096;
 
 /// A failure that nobody asked about for so long counts no more.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
@@ -35,7 +42,16 @@ impl Backoffs {
         }
         self.by_name.retain(|_, failure| now < failure.retry_at + FORGOTTEN_AFTER);
         let last = self.by_name.get(name).map(|failure| failure.delay);
-        let delay = last.map_or(FIRST_DELAY, |last| (last * 2).min(MAX_DELAY));
+        let delay = match error {
+            AdapterError::NotInSource { .. } => MISS_DELAY,
+            _ => last.map_or(FIRST_DELAY, |last| (last * 2).min(MAX_DELAY)),
+        };
+        if last.is_none() && self.by_name.len() >= MAX_NAMES {
+            let next = self.by_name.iter().min_by_key(|(_, failure)| failure.retry_at);
+            if let Some(next) = next.map(|(name, _)| Arc::clone(name)) {
+                self.by_name.remove(&next);
+            }
+        }
         let failure = Failure { error: error.clone(), delay, retry_at: now + delay };
         self.by_name.insert(Arc::clone(name), failure);
     }
@@ -95,6 +111,30 @@ mod tests {
             words,
             "adapter \"a\" cannot be read from p: broken; it is tried again in 0.1 s"
         );
+    }
+
+    #[test]
+    fn what_a_source_does_not_have_is_remembered_for_a_minute() {
+        let (mut backoffs, name, now) = (Backoffs::default(), Arc::from("a"), Instant::now());
+        let retry = crate::error::RetryHint::default();
+        let missing = AdapterError::NotInSource { name: "a".into(), reason: "404".into(), retry };
+        for _ in 0..3 {
+            backoffs.failed(&name, &missing, now);
+            assert!(backoffs.remembered("a", now + MISS_DELAY - FIRST_DELAY).is_some());
+            assert!(backoffs.remembered("a", now + MISS_DELAY).is_none());
+        }
+    }
+
+    #[test]
+    fn the_number_of_remembered_names_is_bounded() {
+        let (mut backoffs, now) = (Backoffs::default(), Instant::now());
+        for index in 0..MAX_NAMES + 10 {
+            let later = now + Duration::from_micros(index as u64);
+            backoffs.failed(&Arc::from(format!("a{index}")), &io_error(), later);
+        }
+        assert_eq!(backoffs.names().count(), MAX_NAMES);
+        assert!(backoffs.remembered("a0", now).is_none());
+        assert!(backoffs.remembered(&format!("a{}", MAX_NAMES + 9), now).is_some());
     }
 
     #[test]

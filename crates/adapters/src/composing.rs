@@ -6,14 +6,13 @@
 //! patience ends, and says so.
 
 use crate::compose::{Part, compose};
-use crate::composition::{Composition, Formula, SCHEME, refused};
+use crate::composition::{Composition, Formula, refused};
 use crate::error::{AdapterError, Refusal};
 use crate::lease::{AdapterLease, Hold};
 use crate::loads::{Lowered, MAX_ATTEMPTS, Outcome, Shared, Ticket};
 use crate::polite::thread_cpu_time;
 use crate::registry::{AdapterRegistry, AfterFailure};
 use crate::state::{Freed, Origin};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use weft_types::ContentHash;
@@ -86,7 +85,7 @@ impl Ticket {
         let names = composition.parts().iter().map(|part| Arc::from(part.name.as_str()));
         let parts: Vec<(Arc<str>, ContentHash)> = names.zip(contents.iter().copied()).collect();
         let content_hash = composition.content_hash(&contents);
-        let path = PathBuf::from(format!("{SCHEME}{composition}"));
+        let located = self.nowhere(composition);
         let held: usize = holds.iter().map(|hold| hold.resident.weights.num_bytes).sum();
         let (mut num_bytes, mut failure) = (held, self.memory_full(held));
         for _ in 0..MAX_ATTEMPTS {
@@ -103,7 +102,7 @@ impl Ticket {
             let seconds = began.elapsed().as_secs_f64();
             let mut freed = Freed::default();
             let published =
-                self.publish(path.clone(), composed, parts.clone(), seconds, &mut freed);
+                self.publish(located.clone(), composed, parts.clone(), seconds, &mut freed);
             freed.drop_elsewhere().await;
             match published {
                 Ok(published) => return published,
@@ -129,7 +128,7 @@ impl Ticket {
             }
             let held = registry.acquire(&part.name, None, &self.tenant, AfterFailure::Remember);
             let (_generation, hold) = held.await.map_err(|error| match error {
-                AdapterError::NotFound { name } => {
+                AdapterError::NotFound { name } | AdapterError::NotInSource { name, .. } => {
                     let formula = format!("{:?}", composition.to_string());
                     AdapterError::MissingPart { formula, part: name }
                 }

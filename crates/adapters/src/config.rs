@@ -3,6 +3,7 @@
 use crate::base_weights::BaseWeights;
 use crate::dtype::AdapterDtype;
 use crate::read::DEFAULT_MAX_LORA_RANK;
+use crate::remote::{LocalOnly, RemoteSources};
 use crate::storage::{LocalFiles, Storage};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,16 +37,20 @@ pub struct RegistryConfig {
     pub max_concurrent_reads: usize,
     /// Loads that compute at once; more wait.
     pub max_concurrent_lowerings: usize,
+    /// Adapters that are being brought here at once; more wait.
+    pub max_concurrent_fetches: usize,
     /// Where the files lie.
     pub storage: Arc<dyn Storage>,
     /// In whose memory packed adapters are kept: the heap, or memory that a device reads by itself.
     pub pages: Arc<dyn PageAllocator>,
+    /// What brings adapters here that lie elsewhere, and says what a request may name.
+    pub remote: Arc<dyn RemoteSources>,
 }
 
 impl RegistryConfig {
     /// No weights, no directory, no reserved names, ranks up to 512, chunks of 2 MiB, unbounded memory,
-    /// weights as in the files, 30 s of patience, 32 reads and two conversions at once, pages on the
-    /// heap.
+    /// weights as in the files, 30 s of patience, at once 32 reads, two conversions and eight fetches,
+    /// from nowhere but this machine, pages on the heap.
     #[must_use]
     pub fn new(base: BaseModelSpec) -> Self {
         Self {
@@ -60,8 +65,10 @@ impl RegistryConfig {
             room_timeout: Duration::from_secs(30),
             max_concurrent_reads: 32,
             max_concurrent_lowerings: 2,
+            max_concurrent_fetches: 8,
             storage: Arc::new(LocalFiles),
             pages: Arc::new(HeapPages),
+            remote: Arc::new(LocalOnly),
         }
     }
 }

@@ -99,6 +99,34 @@ pub enum AdapterError {
         /// `has rank 512, but this server was started with --max-lora-rank 256`.
         reason: String,
     },
+    /// Its source has no such adapter. To whoever asked for the name, it does not exist.
+    #[error("the model `{name}` does not exist{retry}")]
+    NotInSource {
+        /// The name.
+        name: String,
+        /// The source, and what it answered: not for strangers.
+        reason: String,
+        /// Set if this is an answer from memory.
+        retry: RetryHint,
+    },
+    /// A request may not name this source.
+    #[error("adapter {name:?}: {reason}")]
+    NotAllowed {
+        /// The name.
+        name: String,
+        /// A sentence that names the flag that would allow it.
+        reason: String,
+    },
+    /// Its source did not give it.
+    #[error("adapter {name:?} could not be fetched: {reason}")]
+    Fetch {
+        /// The name.
+        name: String,
+        /// A sentence about the source, without a secret.
+        reason: String,
+        /// Whether asking again later may help.
+        passes: bool,
+    },
     /// The operating system refused to read.
     #[error("adapter {name:?} cannot be read from {}: {message}", .path.display())]
     Io {
@@ -159,7 +187,14 @@ impl AdapterError {
     /// Whether the fault lies in the adapter's source: asking again at once would read it for
     /// nothing.
     pub(crate) fn is_of_source(&self) -> bool {
-        matches!(self, Self::PathNotFound { .. } | Self::Rejected { .. } | Self::Io { .. })
+        matches!(
+            self,
+            Self::PathNotFound { .. }
+                | Self::Rejected { .. }
+                | Self::Io { .. }
+                | Self::Fetch { .. }
+                | Self::NotInSource { .. }
+        )
     }
 
     /// The same error as an answer from memory, saying when the source is tried again.
@@ -167,8 +202,10 @@ impl AdapterError {
         let hint = RetryHint(Some(retry_in));
         let mut error = self.clone();
         match &mut error {
-            Self::PathNotFound { retry, .. } => *retry = hint,
-            Self::Rejected { reason: words, .. } | Self::Io { message: words, .. } => {
+            Self::PathNotFound { retry, .. } | Self::NotInSource { retry, .. } => *retry = hint,
+            Self::Rejected { reason: words, .. }
+            | Self::Fetch { reason: words, .. }
+            | Self::Io { message: words, .. } => {
                 *words = format!("{words}{hint}");
             }
             _ => {}

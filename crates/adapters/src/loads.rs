@@ -1,5 +1,5 @@
-//! Loads in flight. A load is registered under the lock and runs as a task: measure the files, wait
-//! for room, read, convert, publish. Reading and converting have bounds of their own, so slow
+//! Loads in flight. A load is registered under the lock and runs as a task: find and measure the files,
+//! wait for room, read, convert, publish. Reading and converting have bounds of their own, so slow
 //! storage keeps nobody from the processor; nothing is held while waiting for room, so loads cannot
 //! wait for each other in a circle.
 
@@ -12,6 +12,7 @@ use crate::dtype::convert;
 use crate::error::{AdapterError, Refusal};
 use crate::host_cache::{NoRoom, Resident};
 use crate::lease::{Generation, Hold};
+use crate::locate::Located;
 use crate::lower::{Update, lower_each};
 use crate::pace::Pacer;
 use crate::polite::{politely, thread_cpu_time};
@@ -39,7 +40,8 @@ pub(crate) struct Shared {
     pub(crate) state: Mutex<State>,
     /// Told whenever host memory may have become free.
     pub(crate) room: Notify,
-    looks: Semaphore,
+    pub(crate) looks: Semaphore,
+    pub(crate) fetches: Semaphore,
     reads: Semaphore,
     pub(crate) lowerings: Semaphore,
     /// For whom loads are that no tenant asked for.
@@ -57,18 +59,23 @@ pub(crate) struct Loading {
     /// Somebody named the path: unloading this name is not an error even if nothing is loaded yet,
     /// and its failure is none of the name's own source.
     pub(crate) explicit: bool,
+    /// Told when nobody wants it any more.
+    pub(crate) cancelled: Arc<Notify>,
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
 /// A load that is registered: what runs it. Dropped early, it is as if it had never been.
 pub(crate) struct Ticket {
     pub(crate) shared: Arc<Shared>,
-    name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// Who asked first.
     pub(crate) tenant: Arc<str>,
     id: u64,
-    origin: Origin,
+    pub(crate) origin: Origin,
+    /// What an earlier load of this name fetched.
+    pub(crate) fetched: Option<PathBuf>,
     explicit: bool,
+    pub(crate) cancelled: Arc<Notify>,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -99,7 +106,8 @@ impl Ticket {
         if let Origin::Composed(composition) = &self.origin {
             return self.compose(composition).await;
         }
-        let path = self.locate().await?;
+        let located = self.locate().await?;
+        let path = located.path.clone();
         let mut num_bytes = 0;
         let mut failure = changing().of(&self.name);
         for _ in 0..MAX_ATTEMPTS {
@@ -135,7 +143,7 @@ impl Ticket {
                 }
             };
             let mut freed = Freed::default();
-            let published = self.publish(path.clone(), lowered, Vec::new(), seconds, &mut freed);
+            let published = self.publish(located.clone(), lowered, Vec::new(), seconds, &mut freed);
             freed.drop_elsewhere().await;
             match published {
                 Ok(published) => return published,
@@ -146,19 +154,6 @@ impl Ticket {
             }
         }
         Err(failure)
-    }
-
-    async fn locate(&self) -> Result<PathBuf, AdapterError> {
-        if let Origin::Path(path) = &self.origin {
-            return Ok(path.clone());
-        }
-        // Not one of the reads: a name that does not exist is not kept waiting by loads.
-        let _look = self.shared.looks.acquire().await.map_err(|_| self.interrupted())?;
-        self.blocking(|shared, name| match &shared.directory {
-            Some(directory) => directory.find(name),
-            None => Err(AdapterError::NotFound { name: name.to_owned() }),
-        })
-        .await?
     }
 
     async fn measure(&self, path: &Path) -> Result<usize, AdapterError> {
@@ -245,7 +240,7 @@ impl Ticket {
     /// a little more than its files were.
     pub(crate) fn publish(
         &self,
-        path: PathBuf,
+        located: Located,
         lowered: Lowered,
         parts: Vec<(Arc<str>, ContentHash)>,
         seconds: f64,
@@ -256,8 +251,10 @@ impl Ticket {
             Lowered::InMemory(hold) => (hold.resident.weights.content_hash, None, Some(hold)),
         };
         let num_bytes = weights.as_ref().map_or(0, |weights| weights.num_bytes);
-        let (id, name, origin) = (self.id, Arc::clone(&self.name), self.origin.clone());
-        let loaded = Loaded { id, name, origin, path, content_hash, weights, parts, seconds };
+        let (id, name) = (self.id, Arc::clone(&self.name));
+        let Located { origin, shown: path, fetched, .. } = located;
+        let loaded =
+            Loaded { id, name, origin, path, fetched, content_hash, weights, parts, seconds };
         let mut state = self.shared.state.lock();
         let is_wanted = state.loading.get(&self.name).is_some_and(|loading| loading.id == id);
         if !is_wanted {
@@ -335,6 +332,7 @@ impl Shared {
             state: Mutex::new(State::new(config.host_memory_bytes)),
             room: Notify::new(),
             looks: Semaphore::new(MAX_CONCURRENT_LOOKS),
+            fetches: Semaphore::new(config.max_concurrent_fetches.max(1)),
             reads: Semaphore::new(config.max_concurrent_reads.max(1)),
             lowerings: Semaphore::new(config.max_concurrent_lowerings.max(1)),
             no_tenant: Arc::from(""),
@@ -356,11 +354,20 @@ impl Shared {
         let (sender, receiver) = watch::channel(None);
         state.num_loads += 1;
         let (id, name) = (state.num_loads, Arc::from(name));
-        let loading = Loading { id, explicit, outcome: receiver };
+        let cancelled = Arc::new(Notify::new());
+        let loading =
+            Loading { id, explicit, cancelled: Arc::clone(&cancelled), outcome: receiver };
+        // Who names a source wants what it has now.
+        let known = state.names.get(&name).filter(|_| !explicit);
+        let fetched = known.and_then(|known| known.fetched.clone());
         state.loading.insert(Arc::clone(&name), loading.clone());
         state.running.insert(id);
         let (shared, tenant) = (Arc::clone(self), Arc::clone(tenant));
-        (loading, Ticket { shared, name, tenant, id, origin, explicit, outcome: sender })
+        let outcome = sender;
+        (
+            loading,
+            Ticket { shared, name, tenant, id, origin, fetched, explicit, cancelled, outcome },
+        )
     }
 
     /// Waits for the end of a load.

@@ -4,6 +4,7 @@
 use crate::base_weights::ForBase;
 use crate::buffers::Buffers;
 use crate::error::{AdapterError, Refusal, RetryHint};
+use crate::listing::{TENSORS_FILES, only_pickle};
 use crate::lower::lower_peft_bytes;
 use crate::polite::pause;
 use crate::storage::{FileStamp, LocalFiles, Storage, StoredFile};
@@ -23,7 +24,7 @@ pub(crate) const HUB_TENSORS_FILE: &str = "adapter.safetensors";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Files that change the adapter and that are not read: each with what to do about it.
-const UNREAD_FILES: [(&str, &str); 3] = [
+pub(crate) const UNREAD_FILES: [(&str, &str); 3] = [
     (
         "head_config.json",
         "prediction heads are not served; save it with save_adapter(..., with_head=False)",
@@ -33,10 +34,11 @@ const UNREAD_FILES: [(&str, &str); 3] = [
 ];
 
 /// Old spellings of the tensors' file.
-const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
+pub(crate) const PICKLES: [&str; 3] =
+    ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
 /// And of AdapterHub's.
-const HUB_PICKLE: &str = "pytorch_adapter.bin";
+pub(crate) const HUB_PICKLE: &str = "pytorch_adapter.bin";
 
 /// What a server accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,7 +247,7 @@ impl ReadFrom<'_> {
             return Err(Fault::Refused(self.no_config()));
         };
         check_stamp(CONFIG_FILE, &config, MAX_CONFIG_BYTES)?;
-        for file in [TENSORS_FILE, HUB_TENSORS_FILE] {
+        for file in TENSORS_FILES {
             if let Some(tensors) = self.stat(&self.path.join(file))? {
                 check_stamp(file, &tensors, max_tensors_bytes(self.base, &self.limits))?;
                 return Ok(([config, tensors], file));
@@ -272,19 +274,8 @@ impl ReadFrom<'_> {
 
     fn no_tensors(self) -> Refusal {
         let is_there = |file: &str| self.storage.stat(&self.path.join(file)).is_ok();
-        let pickle = PICKLES.iter().find(|file| is_there(file));
-        Refusal::new(match pickle {
-            None if is_there(HUB_PICKLE) => format!(
-                "has {HUB_PICKLE} but no {HUB_TENSORS_FILE}: pickle files can run code and are not \
-                 read; convert it by loading the adapter with adapters and calling \
-                 save_adapter(path, name, use_safetensors=True)"
-            ),
-            Some(file) => format!(
-                "has {file} but no {TENSORS_FILE}: pickle files can run code and are not \
-                 served; `weft adapter convert` makes a safetensors file of it without running it"
-            ),
-            None => format!("has no {TENSORS_FILE} in {}", self.path.display()),
-        })
+        let missing = || format!("has no {TENSORS_FILE} in {}", self.path.display());
+        only_pickle(is_there).unwrap_or_else(|| Refusal::new(missing()))
     }
 
     /// Opens both files before it reads either, and looks again afterwards: whoever swaps the

@@ -69,8 +69,9 @@ impl AdapterRegistry {
     }
 
     /// The generation that `name` stands for now, leased; a name that no adapter has may be the formula
-    /// of a composition, like `a+0.5*b` (see [`Self::resolve_composition`]). What is not in host memory is read: from
-    /// the adapter directory, or from where it was loaded last. Goes on loading even if the caller
+    /// of a composition, like `a+0.5*b` (see [`Self::resolve_composition`]). What is not in host memory
+    /// is read: from where it was loaded last, from the adapter directory, or from where a resolver rule
+    /// says; rules are not asked about a name that is a formula. Goes on loading even if the caller
     /// goes away.
     ///
     /// # Errors
@@ -135,8 +136,8 @@ impl AdapterRegistry {
         unpinned.ok_or_else(|| not_found(name))
     }
 
-    /// Loads the PEFT directory `path` as `name`, or composes what stands there after `compose:`
-    /// (`compose:a+0.5*b`). With `in_place` a loaded adapter of that name is
+    /// Loads the PEFT directory `path`, or the URI that it is the text of, as `name`, or composes what
+    /// stands there after `compose:` (`compose:a+0.5*b`). With `in_place` a loaded adapter of that name is
     /// replaced at once when the new one is ready: leases keep the old generation, and it stays if
     /// the load fails.
     ///
@@ -149,10 +150,38 @@ impl AdapterRegistry {
         path: &Path,
         in_place: bool,
     ) -> Result<AdapterInfo, AdapterError> {
+        self.load_from(name, Origin::Path(path.to_owned()), in_place).await
+    }
+
+    /// [`Self::load`] for a request: only from where requests may load. Compositions are made of what
+    /// requests may name anyway.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`], and [`AdapterError::NotAllowed`].
+    pub async fn load_requested(
+        &self,
+        name: &str,
+        given: &str,
+        in_place: bool,
+    ) -> Result<AdapterInfo, AdapterError> {
+        self.load_from(name, Origin::Requested(given.to_owned()), in_place).await
+    }
+
+    async fn load_from(
+        &self,
+        name: &str,
+        given: Origin,
+        in_place: bool,
+    ) -> Result<AdapterInfo, AdapterError> {
         self.check_free(name)?;
-        let origin = match Composition::formula_in(path) {
-            None => Origin::Path(path.to_owned()),
+        let formula = match &given {
+            Origin::Path(path) => Composition::formula_in(path),
+            Origin::Requested(text) => Composition::formula_in(Path::new(text)),
+            _ => None,
+        };
+        let origin = match formula {
             Some(text) => Origin::Composed(Arc::new(self.read(text).await?)),
+            None => given,
         };
         let (loading, ticket) = loop {
             let other = {
@@ -179,7 +208,7 @@ impl AdapterRegistry {
     }
 
     /// Revokes a name at once. Running leases finish; the memory is freed with the last of them. An
-    /// adapter of the adapter directory stays revoked until it is loaded by path.
+    /// adapter of the adapter directory or of a resolver rule stays revoked until it is loaded by path.
     ///
     /// # Errors
     /// [`AdapterError::NotFound`] if there is nothing to revoke.
@@ -194,7 +223,11 @@ impl AdapterRegistry {
             let mut state = self.shared.state.lock();
             let was_known = state.forget(name, &mut freed);
             let loading = state.loading.remove(name);
-            let revoked = in_directory && state.revoked.insert(name.to_owned());
+            if let Some(loading) = &loading {
+                loading.cancelled.notify_one();
+            }
+            let has_rule = was_known && self.has_rule(name);
+            let revoked = (in_directory || has_rule) && state.revoked.insert(name.to_owned());
             was_known || revoked || loading.is_some_and(|loading| loading.explicit)
         };
         freed.drop_elsewhere().await;
@@ -311,10 +344,14 @@ impl AdapterRegistry {
         if let Some(known) = state.names.get(name) {
             return Some(known.origin.clone());
         }
-        let may_be_there = self.shared.directory.is_some()
-            && !state.revoked.contains(name)
-            && self.check_free(name).is_ok();
+        let may_be_there = !state.revoked.contains(name)
+            && self.check_free(name).is_ok()
+            && (self.shared.directory.is_some() || self.has_rule(name));
         may_be_there.then_some(Origin::Directory)
+    }
+
+    fn has_rule(&self, name: &str) -> bool {
+        !self.shared.config.remote.candidates(name).is_empty()
     }
 
     /// The adapter of the adapter directory of that name, never loaded.
@@ -362,7 +399,7 @@ fn block_on<T: Send>(
     let interrupted = || AdapterError::Interrupted { name: name.to_owned() };
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.map_err(|_| interrupted())?.block_on(future)
         });
         thread.join().unwrap_or_else(|_| Err(interrupted()))

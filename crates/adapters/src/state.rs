@@ -22,11 +22,16 @@ pub(crate) const MAX_UNNAMED: usize = 256;
 /// Where an adapter is read from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// The adapter directory, under its name.
+    /// The adapter directory, under its name; for a name that was never loaded, else a resolver rule.
     Directory,
+    /// A local directory, or a URI, that the operator named.
     Path(PathBuf),
     /// Other adapters.
     Composed(Arc<Composition>),
+    /// A path or URI that a request named: whether it may is asked again whenever it is read.
+    Requested(String),
+    /// A URI that a resolver rule gave.
+    Rule(String),
 }
 
 /// A name that was loaded once.
@@ -35,6 +40,9 @@ pub(crate) struct Known {
     pub(crate) origin: Origin,
     /// Path of the last load, as it was given.
     pub(crate) path: PathBuf,
+    /// Where its fetched files are. They are read again as long as they are there: only a load
+    /// replaces what a name stands for.
+    pub(crate) fetched: Option<PathBuf>,
     /// `None` after an eviction.
     pub(crate) generation: Option<Arc<Generation>>,
     /// The rest is of the last load.
@@ -78,6 +86,7 @@ pub(crate) struct Loaded {
     pub(crate) name: Arc<str>,
     pub(crate) origin: Origin,
     pub(crate) path: PathBuf,
+    pub(crate) fetched: Option<PathBuf>,
     /// Without weights, those of this hash are in memory and held.
     pub(crate) content_hash: ContentHash,
     pub(crate) weights: Option<PackedAdapter>,
@@ -113,7 +122,8 @@ pub(crate) struct State {
     pub(crate) loading: HashMap<Arc<str>, Loading>,
     /// Loads whose task lives; also those that nobody wants any more.
     pub(crate) running: HashSet<u64>,
-    /// Names in the adapter directory that were unloaded: not found again until loaded by path.
+    /// Names in the adapter directory, or covered by a resolver rule, that were unloaded: not found
+    /// again until loaded by path.
     pub(crate) revoked: HashSet<String>,
     pub(crate) backoffs: Backoffs,
     pub(crate) host: HostCache,
@@ -206,7 +216,7 @@ impl State {
         };
         self.counters.loads_ok += 1;
         self.counters.load_seconds += loaded.seconds;
-        let Loaded { name, origin, path, parts, .. } = loaded;
+        let Loaded { name, origin, path, fetched, parts, .. } = loaded;
         let label = match &origin {
             Origin::Composed(composition) if is_unnamed(&name) => composition.to_string().into(),
             _ => Arc::clone(&name),
@@ -215,6 +225,7 @@ impl State {
         let mut known = Known {
             origin,
             path,
+            fetched,
             generation: None,
             content_hash: hash,
             rank: resident.weights.max_rank(),

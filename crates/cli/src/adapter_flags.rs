@@ -2,11 +2,15 @@
 //! `--lora-modules`, and what is said about memory. Out: names and paths, checked for form and for
 //! doubles; then the registry, with what was named loaded and pinned.
 
+use crate::adapter_sources;
 use crate::args::AdapterArgs;
 use crate::args::serve::AdapterDtypeChoice;
+use crate::progress::FetchBars;
 use serde::Deserialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use weft_adapters::{AdapterDtype, AdapterError, AdapterRegistry, RegistryConfig};
+use weft_sources::{Location, LocationError};
 use weft_types::BaseModelSpec;
 
 /// An adapter to load at start.
@@ -14,7 +18,7 @@ use weft_types::BaseModelSpec;
 pub struct NamedAdapter {
     /// What requests call it.
     pub name: String,
-    /// A PEFT directory.
+    /// A PEFT directory, or the text of a URI.
     pub path: PathBuf,
 }
 
@@ -39,6 +43,19 @@ pub enum AdapterFlagError {
         /// What the parser said.
         reason: String,
     },
+    /// Neither a path nor a URI that is served. What was typed may hold a password.
+    #[error("{flag} {name}: {cause}")]
+    Source {
+        /// Which flag.
+        flag: &'static str,
+        /// The adapter.
+        name: String,
+        /// Why.
+        cause: LocationError,
+    },
+    /// The flags or variables about sources.
+    #[error("{0}")]
+    Sources(String),
     /// One name twice.
     #[error("the adapter name `{0}` is given twice")]
     Twice(String),
@@ -124,6 +141,10 @@ pub fn open_registry(
     config: RegistryConfig,
     named: &[NamedAdapter],
 ) -> Result<AdapterRegistry, AdapterFlagError> {
+    let bars = Arc::new(FetchBars::default());
+    let sources = adapter_sources::open(&args.sources, Arc::clone(&bars))
+        .map_err(|error| AdapterFlagError::Sources(format!("{error:#}")))?;
+    let config = RegistryConfig { remote: Arc::new(sources), ..config };
     let registry = AdapterRegistry::new(config)?;
     for adapter in named {
         registry.add_static(&adapter.name, &adapter.path)?;
@@ -132,13 +153,28 @@ pub fn open_registry(
         let pinned = registry.pin_static(name);
         pinned.map_err(|cause| AdapterFlagError::Pin { name: name.clone(), cause })?;
     }
+    bars.silence();
     Ok(registry)
+}
+
+/// A name and a source, checked for form.
+fn named(flag: &'static str, name: &str, path: &Path) -> Result<NamedAdapter, AdapterFlagError> {
+    let name = name.to_owned();
+    // What is no text is no URI.
+    let Some(text) = path.to_str() else {
+        return Ok(NamedAdapter { name, path: path.to_owned() });
+    };
+    match Location::parse(text) {
+        Ok(Location::Local(path)) => Ok(NamedAdapter { name, path }),
+        Ok(remote) => Ok(NamedAdapter { name, path: remote.to_string().into() }),
+        Err(cause) => Err(AdapterFlagError::Source { flag, name, cause }),
+    }
 }
 
 fn name_and_path(flag: &'static str, given: &str) -> Result<NamedAdapter, AdapterFlagError> {
     match given.split_once('=') {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => {
-            Ok(NamedAdapter { name: name.to_owned(), path: path.into() })
+            named(flag, name, Path::new(path))
         }
         _ => Err(AdapterFlagError::Form { flag, given: given.to_owned() }),
     }
@@ -154,8 +190,8 @@ fn from_json(given: &str) -> Result<Vec<NamedAdapter>, AdapterFlagError> {
         given: given.to_owned(),
         reason: error.to_string(),
     };
-    let named = |module: LoraModule| NamedAdapter { name: module.name, path: module.path };
-    Ok(modules.map_err(refuse)?.into_iter().map(named).collect())
+    let named = |module: LoraModule| named("--lora-modules", &module.name, &module.path);
+    modules.map_err(refuse)?.into_iter().map(named).collect()
 }
 
 /// Flags of vLLM that were given and change nothing here: a sentence each.
@@ -206,6 +242,15 @@ mod tests {
         }
         assert!(parse(&[], &[r#"{"name": "a"}"#]).unwrap_err().contains("path"));
         assert!(parse(&[], &["{"]).unwrap_err().contains("--lora-modules"));
+    }
+
+    #[test]
+    fn uris_are_read_and_those_that_are_none_refused_without_their_password() {
+        let json = r#"{"name": "b", "path": "s3://bucket/sql"}"#;
+        let named = parse(&["a=hf://acme/sql@v1"], &[json, "c=file:///srv/c"]).unwrap();
+        assert_eq!(named, ["a=hf://acme/sql@v1", "b=s3://bucket/sql", "c=/srv/c"]);
+        let said = parse(&["a=https://me:hush@h/a"], &[]).unwrap_err();
+        assert!(said.starts_with("--adapter a: https://") && !said.contains("hush"), "{said}");
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod kernels;
 pub mod serve;
 pub mod simulate;
+pub mod sources;
 pub mod trace;
 
 pub use adapter::{
@@ -17,6 +18,7 @@ pub use calibrate::BenchCalibrateArgs;
 pub use kernels::BenchKernelsArgs;
 pub use serve::{AdapterArgs, EngineArgs, ServeArgs};
 pub use simulate::BenchSimulateArgs;
+pub use sources::{AdapterPullArgs, SourceArgs};
 pub use trace::{BenchTraceArgs, TraceArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -48,7 +50,7 @@ Examples:
 pub enum Command {
     /// Serve a base model and its adapters over HTTP.
     Serve(Box<ServeArgs>),
-    /// Fetch a known model into the cache and verify it.
+    /// Fetch a known model, or an adapter by its URI, into the cache and verify it.
     Pull(PullArgs),
     /// Say whether this machine, a model and its adapters will work.
     Check(CheckArgs),
@@ -66,7 +68,7 @@ pub enum Command {
 Models are kept in $WEFT_CACHE, or $XDG_CACHE_HOME/weft, or ~/.cache/weft.
 A file that is already there is verified, not fetched again.")]
 pub struct PullArgs {
-    /// Name of a known model.
+    /// Name of a known model, or the URI of an adapter as for `weft adapter pull`.
     #[arg(default_value = crate::known_models::DEMO_MODEL.name)]
     pub name: String,
     /// List the known models and what the cache holds of them.

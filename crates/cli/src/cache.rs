@@ -11,7 +11,8 @@ pub fn cache_dir() -> Option<PathBuf> {
     cache_dir_from(|name| std::env::var_os(name))
 }
 
-fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+/// [`cache_dir`] of another environment.
+pub(crate) fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
     let path = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("WEFT_CACHE")
         // The XDG rules: a relative path is to be ignored.

@@ -14,7 +14,7 @@ use crate::text_side;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use weft_adapters::{
-    BaseWeights, Composition, ForBase, LoadLimits, check_adapter_name, load_peft_dir,
+    BaseWeights, Composition, ForBase, LoadLimits, check_adapter_name, is_uri, load_peft_dir,
 };
 use weft_cuda::Survey;
 use weft_cuda::devices::Absence;
@@ -189,6 +189,16 @@ fn adapters(args: &AdapterArgs, base: Option<ForBase<'_>>, findings: &mut Findin
         }
     }
     for adapter in &named {
+        let source = adapter.path.display();
+        if is_uri(&source.to_string()) {
+            let name = &adapter.name;
+            let said = format!(
+                "adapter {name}: not checked, {source} is fetched at start; `weft adapter pull {source}` \
+                 fetches it now and prints a directory to check"
+            );
+            findings.add(Grade::Warn, said);
+            continue;
+        }
         match base {
             Some(base) => adapter_finding(adapter, base, args.max_lora_rank, findings),
             None => findings

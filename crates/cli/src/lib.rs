@@ -6,6 +6,7 @@
 
 pub mod adapter_flags;
 pub mod adapter_list;
+pub mod adapter_sources;
 pub mod adapter_tools;
 pub mod announcement;
 pub mod args;

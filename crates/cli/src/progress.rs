@@ -2,9 +2,12 @@
 //! line per step; always on standard error.
 
 use crate::pull::Progress;
+use crate::size::ByteSize;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use weft_sources::FetchProgress;
 
 /// Draws a bar while something is fetched.
 #[derive(Default)]
@@ -35,6 +38,48 @@ pub struct Silent;
 impl Progress for Silent {
     fn fetched(&self, _: u64, _: u64) {}
     fn step(&self, _: &str) {}
+}
+
+/// A bar for each adapter that is fetched for the operator, until a server is ready: from then on its
+/// log says what is fetched.
+#[derive(Debug, Default)]
+pub struct FetchBars {
+    bar: Mutex<Option<ProgressBar>>,
+    is_silent: AtomicBool,
+}
+
+impl FetchBars {
+    /// No more bars.
+    pub fn silence(&self) {
+        self.is_silent.store(true, Ordering::Relaxed);
+    }
+
+    fn replace(&self, bar: Option<ProgressBar>) {
+        let mut shown = self.bar.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = std::mem::replace(&mut *shown, bar) {
+            old.finish_and_clear();
+        }
+    }
+}
+
+impl FetchProgress for FetchBars {
+    fn begin(&self, what: &str, num_bytes: u64) {
+        if self.is_silent.load(Ordering::Relaxed) {
+            return;
+        }
+        eprintln!("fetching {what} ({})", ByteSize(num_bytes));
+        self.replace(std::io::stderr().is_terminal().then(|| bytes_bar(num_bytes)));
+    }
+
+    fn fetched(&self, done: u64) {
+        if let Some(bar) = &*self.bar.lock().unwrap_or_else(PoisonError::into_inner) {
+            bar.set_position(done);
+        }
+    }
+
+    fn end(&self) {
+        self.replace(None);
+    }
 }
 
 fn bytes_bar(total: u64) -> ProgressBar {

@@ -1,7 +1,9 @@
 //! Runs a parsed command. In: [`Cli`]. Out: text on standard output, logs on standard error, an exit
 //! status.
 
-use crate::args::{AdapterCommand, BenchCommand, Cli, Command, PullArgs, ServeArgs};
+use crate::args::{
+    AdapterCommand, AdapterPullArgs, BenchCommand, Cli, Command, PullArgs, ServeArgs,
+};
 use crate::cache::cache_dir;
 use crate::known_models::{KNOWN_MODELS, KnownModel, known_names};
 use crate::next_steps::next_steps;
@@ -11,14 +13,15 @@ use crate::progress::Terminal;
 use crate::pull::{self, Cached, PullError};
 use crate::signals::StopSignals;
 use crate::{
-    adapter_list, adapter_tools, bench, bench_kernels, calibrate, check, inspect, serve, simulate,
-    trace_source,
+    adapter_list, adapter_sources, adapter_tools, bench, bench_kernels, calibrate, check, inspect,
+    serve, simulate, trace_source,
 };
 use anyhow::{Context, Result};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
+use weft_adapters::is_uri;
 
 /// Does what was asked; failures are one sentence on standard error and status 1.
 #[must_use]
@@ -43,6 +46,10 @@ fn reported(outcome: Result<ExitCode>) -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Serve(args) => block_on(serve_until_stopped(*args))?,
+        Command::Pull(args) if is_uri(&args.name) => {
+            let args = AdapterPullArgs { uri: args.name, adapter_download_max: None };
+            pull_adapter(&args)?;
+        }
         Command::Pull(args) => pull_model(&args)?,
         Command::Check(args) => {
             let findings = check::check(&args);
@@ -62,6 +69,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Adapter(AdapterCommand::Extract(args)) => adapter_tools::extract_adapter(&args)?,
         Command::Adapter(AdapterCommand::Quantize(args)) => adapter_tools::quantize_adapter(&args)?,
         Command::Adapter(AdapterCommand::Convert(args)) => adapter_tools::convert_adapter(&args)?,
+        Command::Adapter(AdapterCommand::Pull(args)) => pull_adapter(&args)?,
         Command::Adapter(AdapterCommand::Ls(args)) => {
             let list = block_on(adapter_list::fetch(&args))?;
             if args.json {
@@ -73,7 +81,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Bench(command) => {
             let report = match *command {
                 BenchCommand::Serve(args) => block_on(bench::serve(args))?,
-                BenchCommand::Engine(args) => block_on(bench::engine(args))?,
+                BenchCommand::Engine(args) => block_on(bench::engine(*args))?,
                 BenchCommand::Simulate(args) => {
                     let report = simulate::run(&args)?;
                     if args.json {
@@ -118,6 +126,11 @@ async fn serve_until_stopped(args: ServeArgs) -> Result<()> {
     let signals = StopSignals::catch()?;
     print(format!("{}\n", server.announcement))?;
     server.run_until(signals.first()).await
+}
+
+fn pull_adapter(args: &AdapterPullArgs) -> Result<()> {
+    let directory = block_on(adapter_sources::pull(args))?;
+    print(format!("{}\n", directory.display()))
 }
 
 fn pull_model(args: &PullArgs) -> Result<()> {

@@ -180,6 +180,13 @@ impl ApiError {
         .code("runtime_adapters_disabled")
     }
 
+    /// A source of adapters that requests may not name.
+    fn source_not_allowed(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "PermissionDeniedError", message)
+            .param("lora_path")
+            .code("adapter_source_not_allowed")
+    }
+
     /// Too many requests wait; come back soon.
     pub(crate) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message)
@@ -257,9 +264,25 @@ impl ApiError {
             AdapterError::NotFound { .. }
             | AdapterError::InvalidName { .. }
             | AdapterError::NameIsBase { .. }
+            | AdapterError::NotInSource { .. }
             | AdapterError::PathNotFound { .. } => return Self::unknown_model(model),
             AdapterError::MissingPart { .. } => {
                 return Self::not_found(error.to_string()).param("model").code("model_not_found");
+            }
+            // Of a composition, it may be a part.
+            AdapterError::Fetch { name, passes: true, .. } => {
+                tracing::warn!(%error, "an adapter's source does not answer");
+                return Self::overloaded(format!(
+                    "the adapter `{name}` cannot be fetched now: its source does not answer"
+                ));
+            }
+            AdapterError::Fetch { name, passes: false, .. } => {
+                tracing::warn!(%error, "an adapter cannot be fetched");
+                if name == model {
+                    "its source does not give it".to_owned()
+                } else {
+                    format!("the source of `{name}` does not give it")
+                }
             }
             AdapterError::Interrupted { .. } | AdapterError::HostMemoryFull { .. } => {
                 return Self::overloaded(error.to_string());
@@ -296,6 +319,12 @@ impl ApiError {
                 Self::invalid("lora_name", error.to_string()).into_invalid_user_input()
             }
             AdapterError::PathNotFound { .. } => Self::no_adapter_at(name, path),
+            AdapterError::NotInSource { reason, .. } => {
+                tracing::info!(adapter = name, reason, "no adapter there");
+                Self::no_adapter_at(name, path)
+            }
+            AdapterError::NotAllowed { reason, .. } => Self::source_not_allowed(reason),
+            AdapterError::Fetch { passes: true, .. } => Self::overloaded(error.to_string()),
             AdapterError::NotFound { .. } => {
                 Self::overloaded(format!("the adapter '{name}' was unloaded while it was loading"))
             }
@@ -306,6 +335,7 @@ impl ApiError {
             | AdapterError::Composition { .. }
             | AdapterError::MissingPart { .. }
             | AdapterError::HostMemoryTooSmall { .. }
+            | AdapterError::Fetch { .. }
             | AdapterError::Io { .. }
             | AdapterError::Directory { .. } => Self::invalid("lora_path", error.to_string()),
         }

@@ -9,12 +9,13 @@ use std::path::Path;
 use std::process::Command;
 
 /// A crate names only crates that stand above it here.
-const ORDER: [&str; 20] = [
+const ORDER: [&str; 21] = [
     "weft-types",
     "weft-trace",
     "weft-gguf",
     "weft-scheduler",
     "weft-adapters",
+    "weft-sources",
     "weft-kernels",
     "weft-emulator",
     "weft-cuda",
@@ -33,11 +34,12 @@ const ORDER: [&str; 20] = [
 ];
 
 /// These never reach `HIDDEN`, by whatever path: they live, and are tested, without a model.
-const WITHOUT_MODEL: [&str; 9] = [
+const WITHOUT_MODEL: [&str; 10] = [
     "weft-types",
     "weft-trace",
     "weft-scheduler",
     "weft-adapters",
+    "weft-sources",
     "weft-engine",
     "weft-text",
     "weft-server",

@@ -1,5 +1,6 @@
 //! `weft adapter`: flags of the tools for adapters.
 
+use crate::args::sources::AdapterPullArgs;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -18,6 +19,8 @@ pub enum AdapterCommand {
     Convert(ConvertArgs),
     /// List a running server's adapters: where each is, how large, how often used.
     Ls(AdapterLsArgs),
+    /// Fetch an adapter into the cache and verify it.
+    Pull(AdapterPullArgs),
 }
 
 /// `weft adapter ls`

@@ -18,7 +18,7 @@ pub enum BenchCommand {
     /// Load a running OpenAI-compatible server over HTTP.
     Serve(BenchServeArgs),
     /// Load the engine in this process, without HTTP.
-    Engine(BenchEngineArgs),
+    Engine(Box<BenchEngineArgs>),
     /// Run the scheduler over a trace, with a cost model in place of the model.
     Simulate(BenchSimulateArgs),
     /// Measure what steps and loads cost here, for the cost model of `simulate`.

@@ -1,6 +1,7 @@
 //! The flags of `weft serve`, in groups that other commands share. vLLM's spellings are accepted
 //! where they mean the same, and accepted without effect where Weft needs no such limit.
 
+use crate::args::SourceArgs;
 use crate::size::ByteSize;
 use clap::{Args, Parser, ValueEnum};
 use std::ffi::OsString;
@@ -51,8 +52,9 @@ pub struct ServeArgs {
         help_heading = "HTTP"
     )]
     pub served_model_name: Vec<String>,
-    /// Open /v1/load_lora_adapter, /v1/unload_lora_adapter and the pinning of adapters. Whoever reaches the port can then
-    /// make the server read any directory that it can read.
+    /// Open /v1/load_lora_adapter, /v1/unload_lora_adapter and the pinning of adapters. Whoever reaches
+    /// the port can then make the server read any directory that it can read, or what
+    /// --adapter-source-allow says.
     #[arg(long, env = "WEFT_ALLOW_RUNTIME_ADAPTERS", help_heading = "Adapters")]
     pub allow_runtime_adapters: bool,
     /// Requests that may wait for their turn; more are refused with status 503.
@@ -119,9 +121,11 @@ pub enum AdapterDtypeChoice {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Adapters")]
 pub struct AdapterArgs {
-    /// An adapter, loaded at start; may be given several times. NAME=compose:A+0.5*B is a composition of
-    /// adapters that were given before it or lie in the adapter directory.
-    #[arg(long = "adapter", value_name = "NAME=PATH")]
+    /// An adapter, loaded at start: a directory, or hf://org/name[@revision][/folder],
+    /// s3://bucket/prefix, gs://…, az://…, https://host/folder/; may be given several times.
+    /// NAME=compose:A+0.5*B is a composition of adapters that were given before it, lie in the adapter
+    /// directory, or are found by --adapter-resolver.
+    #[arg(long = "adapter", value_name = "NAME=PATH|URI")]
     pub adapter: Vec<String>,
     /// Every sub-directory is an adapter of that name, loaded when first asked for.
     #[arg(long, env = "WEFT_ADAPTER_DIR", value_name = "DIR")]
@@ -140,6 +144,9 @@ pub struct AdapterArgs {
     /// device; may be given several times.
     #[arg(long, value_delimiter = ',', env = "WEFT_PIN", value_name = "NAME")]
     pub pin: Vec<String>,
+    /// Where adapters may come from.
+    #[command(flatten)]
+    pub sources: SourceArgs,
     /// vLLM's spelling of --adapter: NAME=PATH …, or JSON objects with name and path.
     #[arg(long, num_args = 1.., value_name = "NAME=PATH|JSON")]
     pub lora_modules: Vec<String>,

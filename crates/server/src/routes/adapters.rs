@@ -141,7 +141,7 @@ pub(crate) async fn load(
         return Err(ApiError::unsupported("is_3d_lora_weight", message));
     }
     let before = state.adapters().get(&name).and_then(|info| info.content_hash);
-    let loaded = state.adapters().load(&name, path.as_ref(), in_place).await;
+    let loaded = state.adapters().load_requested(&name, &path, in_place).await;
     let info = loaded.map_err(|error| ApiError::from_load(&error, &name, &path))?;
     settle(&state, before).await?;
     settle(&state, info.content_hash).await?;

@@ -5,12 +5,13 @@ use crate::tokenizer_files::{self, VOCAB_SIZE};
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use serde_json::Value;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use weft_adapters::{AdapterRegistry, RegistryConfig};
+use weft_adapters::{AdapterRegistry, LocalOnly, RegistryConfig, RemoteSources};
 use weft_engine::{EngineConfig, EngineHandle};
 use weft_server::{AppState, ServerConfig, serve};
 use weft_testkit::peft::RandomAdapter;
@@ -31,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) with_template: bool,
     pub(crate) keep_alive: Duration,
     pub(crate) shutdown_timeout: Duration,
+    pub(crate) remote: Arc<dyn RemoteSources>,
 }
 
 impl Default for Options {
@@ -44,6 +46,7 @@ impl Default for Options {
             with_template: true,
             keep_alive: Duration::from_secs(15),
             shutdown_timeout: Duration::from_secs(30),
+            remote: Arc::new(LocalOnly),
         }
     }
 }
@@ -105,6 +108,7 @@ impl Server {
             base_names: vec![BASE.into(), "alias".into()],
             max_lora_rank: 64,
             adapter_dir: Some(adapter_dir.clone()),
+            remote: options.remote,
             ..RegistryConfig::new(tiny_llama_spec())
         });
         let registry = registry.unwrap();

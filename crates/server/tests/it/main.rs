@@ -16,6 +16,7 @@ mod observe;
 mod parrot;
 mod queueing;
 mod sampling;
+mod sources;
 mod streaming;
 mod tokenize;
 mod tokenizer_files;
