@@ -6,6 +6,7 @@ mod churn;
 mod composed;
 mod faults;
 mod lifecycle;
+mod methods;
 mod tenants;
 mod virtual_tokens;
 
