@@ -19,7 +19,7 @@ const LIBRARY_VARIABLE: &str = "WEFT_EMULATOR";
 
 /// Of log probabilities, by the roundings of keys, values and activations: 2^-11 each time in f16, 2^-8
 /// in bf16, 2^-4 of keys and values in e4m3. They add up at random over the sums of these small models.
-pub(crate) const F16_TOLERANCE: f32 = 0.02;
+const F16_TOLERANCE: f32 = 0.02;
 const BF16_TOLERANCE: f32 = 8.0 * F16_TOLERANCE;
 const FP8_TOLERANCE: f32 = 0.5;
 

@@ -3,7 +3,7 @@
 
 use super::methods::{base_of, load_dir, names};
 use super::prompts;
-use crate::cuda::{F16, F16_TOLERANCE};
+use crate::cuda::F16;
 use crate::http::want_logprobs;
 use crate::support::decoding::{chunk_bytes, packed_logits, relative_error};
 use crate::support::golden;
@@ -19,6 +19,13 @@ use weft_types::{LoweredAdapter, PackedAdapter, SamplingParams};
 
 /// Of all logits in single precision: ‖error‖ / ‖logits‖.
 const CPU_TOLERANCE: f64 = 1e-4;
+/// Root mean square errors of log probabilities; five times as much of any single one. Half precision
+/// rounds by up to 2^-11, and the logits of these models deviate by 2 to 3: up to 1e-3 for each rounding
+/// that reaches them. A cache in half precision rounds keys and values; the GPU also weights, adapters
+/// and the activations between kernels, about ten times as many, which add up at random.
+const F16_CACHE_TOLERANCE: f64 = 0.003;
+/// The same on the GPU.
+const F16_TOLERANCE: f64 = 0.008;
 
 /// One golden adapter.
 struct Line {
@@ -88,9 +95,9 @@ impl Line {
         self.prompts.iter().map(request).collect()
     }
 
-    /// The largest error of a log probability, as clients get them.
-    fn logprob_error(&self, answers: &[Answer]) -> f64 {
-        let mut worst = 0.0_f64;
+    /// Of the log probabilities that clients get.
+    fn logprob_errors(&self, answers: &[Answer]) -> Errors {
+        let (mut max, mut sum, mut count) = (0.0_f64, 0.0, 0.0);
         for ((tokens, logits), answer) in self.prompts.iter().zip(answers) {
             let (drawn, logprob) = answer.tokens[0];
             let with_drawn = [tokens.as_slice(), &[drawn]].concat();
@@ -101,10 +108,24 @@ impl Line {
             let got = answer.prompt_logprobs.iter().chain([&logprob]);
             assert_eq!(answer.prompt_logprobs.len() + 1, want.len(), "{}", self.name);
             for (&got, want) in got.zip(want) {
-                worst = worst.max((f64::from(f32::from_bits(got)) - want).abs());
+                let error = (f64::from(f32::from_bits(got)) - want).abs();
+                max = max.max(error);
+                sum += error * error;
+                count += 1.0;
             }
         }
-        worst
+        Errors { max, mean_square: sum / count }
+    }
+}
+
+struct Errors {
+    max: f64,
+    mean_square: f64,
+}
+
+impl Errors {
+    fn rms(&self) -> f64 {
+        self.mean_square.sqrt()
     }
 }
 
@@ -123,8 +144,8 @@ fn every_method_on_every_device_and_base_is_as_near_to_peft_as_its_numbers_allow
     let mut models = BTreeMap::new();
     let lines: Vec<Line> = dirs().iter().map(|dir| line(dir, &mut models)).collect();
     println!(
-        "| adapter | base | CPU: relative error of logits | CPU, f16 cache: log probabilities | \
-         CUDA (emulated), f16: log probabilities |\n|---|---|---|---|---|"
+        "| adapter | base | CPU: logits, relative | CPU, f16 cache: log probabilities, rms (max) | \
+         CUDA, f16, emulated: rms (max) | the base's log probabilities, rms |\n|---|---|---|---|---|---|"
     );
     let mut wrong = Vec::new();
     for (base, model) in &models {
@@ -133,16 +154,37 @@ fn every_method_on_every_device_and_base_is_as_near_to_peft_as_its_numbers_allow
         let requests: Vec<Request> = of_base.iter().flat_map(|line| line.requests(model)).collect();
         let (on_cpu, _) = run(model, Setup::default(), &requests);
         let (on_gpu, _) = F16.run(model, Setup::default(), &requests);
+        let without = requests.into_iter().zip(of_base.iter().flat_map(|line| &line.prompts));
+        let without: Vec<Request> = without
+            .map(|(request, (tokens, _))| Request {
+                adapter: None,
+                prompt: tokens.clone(),
+                ..request
+            })
+            .collect();
+        let (without, _) = run(model, Setup::default(), &without);
         let mut first = 0;
         for line in of_base {
             let range = first..first + line.prompts.len();
             first = range.end;
             let logits = line.logits_error(model);
-            let cpu = line.logprob_error(&on_cpu[range.clone()]);
-            let gpu = line.logprob_error(&on_gpu[range]);
-            println!("| {} | {base} | {logits:.1e} | {cpu:.1e} | {gpu:.1e} |", line.name);
-            let tolerance = f64::from(F16_TOLERANCE);
-            if logits >= CPU_TOLERANCE || cpu >= tolerance || gpu >= tolerance {
+            let cpu = line.logprob_errors(&on_cpu[range.clone()]);
+            let gpu = line.logprob_errors(&on_gpu[range.clone()]);
+            let without = line.logprob_errors(&without[range]).rms();
+            println!(
+                "| {} | {base} | {logits:.1e} | {:.1e} ({:.1e}) | {:.1e} ({:.1e}) | {without:.1} |",
+                line.name,
+                cpu.rms(),
+                cpu.max,
+                gpu.rms(),
+                gpu.max
+            );
+            let of_device =
+                |errors: &Errors, rms: f64| errors.rms() < rms && errors.max < 5.0 * rms;
+            let near = logits < CPU_TOLERANCE
+                && of_device(&cpu, F16_CACHE_TOLERANCE)
+                && of_device(&gpu, F16_TOLERANCE);
+            if !near || without < 10.0 * F16_TOLERANCE {
                 wrong.push(&line.name);
             }
         }
