@@ -27,6 +27,7 @@ PARTS = {
     "activated": "tiny_activated",
     "compositions": "tiny_compositions",
     "methods": "tiny_methods",
+    "quantized": "tiny_quantized_methods",
     "gguf": "gguf_files",
     "chat": "chat_templates",
 }

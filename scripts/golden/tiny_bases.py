@@ -164,7 +164,7 @@ def packed(codes, bits, order=None):
 
 
 def save_packed(out, float_path, name, method, quantize_one):
-    """Saves a checkpoint whose linears `quantize_one(weight, seed)` makes tensors and values of."""
+    """Saves a checkpoint whose linears `quantize_one(weight, seed)` makes tensors and values of; its dense twin."""
     path = out / "bases" / name
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
@@ -184,8 +184,9 @@ def save_packed(out, float_path, name, method, quantize_one):
     (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     half_path = path / "half"
     tiny_models.load(float_path).half().save_pretrained(half_path)
-    write_golden(path, half_path, weights)
+    model = write_golden(path, half_path, weights)
     shutil.rmtree(half_path)
+    return model
 
 
 def gptq(out, float_path, name):
@@ -222,7 +223,7 @@ def gptq(out, float_path, name):
         "checkpoint_format": checkpoint_format,
         "pack_dtype": "int32",
     }
-    save_packed(out, float_path, name, method, quantize_one)
+    return save_packed(out, float_path, name, method, quantize_one)
 
 
 def awq(out, float_path, name):
@@ -240,7 +241,7 @@ def awq(out, float_path, name):
         return made, value.astype(np.float32)
 
     method = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm", "zero_point": True}
-    save_packed(out, float_path, name, method, quantize_one)
+    return save_packed(out, float_path, name, method, quantize_one)
 
 
 def qlora(out, base):

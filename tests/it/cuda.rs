@@ -25,14 +25,14 @@ const FP8_TOLERANCE: f32 = 0.5;
 
 /// What the device computes with.
 #[derive(Clone, Copy)]
-struct OnGpu {
+pub(crate) struct OnGpu {
     half: HalfType,
     kv: KvCacheDtype,
     order: Order,
     max_lora_rank: usize,
 }
 
-const F16: OnGpu =
+pub(crate) const F16: OnGpu =
     OnGpu { half: HalfType::F16, kv: KvCacheDtype::F16, order: Order::Fixed, max_lora_rank: 512 };
 
 fn model(path: &str) -> LoadedModel {
@@ -54,7 +54,12 @@ impl OnGpu {
         CudaExecutor::on_gpu(gpu, uploaded, self.half, &config).unwrap()
     }
 
-    fn run(self, model: &LoadedModel, setup: Setup, requests: &[Request]) -> (Vec<Answer>, u64) {
+    pub(crate) fn run(
+        self,
+        model: &LoadedModel,
+        setup: Setup,
+        requests: &[Request],
+    ) -> (Vec<Answer>, u64) {
         let gpu = Gpu::new(Arc::new(self.driver()));
         run_on(self.executor(&gpu, model, setup), &pinned(&gpu), setup, requests)
     }

@@ -15,21 +15,27 @@ use weft_testkit::golden::GoldenFile;
 use weft_types::LoweredAdapter;
 
 /// The model that an adapter's golden file names.
-fn base_of(file: &Path) -> String {
+pub(super) fn base_of(file: &Path) -> String {
     let bytes = std::fs::read(file).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     metadata.metadata().clone().unwrap_or_default()["base"].clone()
 }
 
 fn load(name: &str, model: &LoadedModel) -> LoweredAdapter {
-    let weights = base_weights::in_memory(&model.weights);
-    let base = ForBase { spec: model.spec(), weights: Some(&*weights) };
-    let adapter = load_peft_dir(&golden(&format!("methods/{name}")), base, &LoadLimits::default());
-    adapter.unwrap_or_else(|error| panic!("{error}"))
+    load_dir(&golden(&format!("methods/{name}")), model)
 }
 
-fn names() -> Vec<String> {
-    let entries = std::fs::read_dir(golden("methods")).unwrap().map(|entry| entry.unwrap());
+/// The adapter of a directory, for a base in memory.
+pub(super) fn load_dir(dir: &Path, model: &LoadedModel) -> LoweredAdapter {
+    let weights = base_weights::in_memory(&model.weights);
+    let base = ForBase { spec: model.spec(), weights: Some(&*weights) };
+    let adapter = load_peft_dir(dir, base, &LoadLimits::default());
+    adapter.unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
+}
+
+/// Adapters in a directory of `tests/golden`.
+pub(super) fn names(kind: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(golden(kind)).unwrap().map(|entry| entry.unwrap());
     let dirs = entries.filter(|entry| entry.path().is_dir());
     let mut names: Vec<_> = dirs.map(|dir| dir.file_name().into_string().unwrap()).collect();
     names.sort();
@@ -40,7 +46,7 @@ fn names() -> Vec<String> {
 fn every_method_gives_the_logits_of_peft() {
     let mut models = BTreeMap::new();
     let (mut num_methods, mut wrong) = (0, Vec::new());
-    for name in names() {
+    for name in names("methods") {
         let path = golden(&format!("methods/{name}/golden.safetensors"));
         let base = base_of(&path);
         let model = models.entry(base.clone()).or_insert_with(|| {

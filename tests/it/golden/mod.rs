@@ -6,6 +6,7 @@ mod bases;
 mod compositions;
 mod demo_base;
 mod gguf;
+mod method_table;
 mod methods;
 mod models;
 mod tokenizer;

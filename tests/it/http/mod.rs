@@ -6,6 +6,7 @@ mod churn;
 mod composed;
 mod faults;
 mod lifecycle;
+mod methods;
 mod tenants;
 mod virtual_tokens;
 
@@ -61,7 +62,7 @@ async fn prompt_logprobs(server: &Server, mut body: Value, tokens: &[u32]) -> Ve
 }
 
 /// The same from logits `[T, vocab]` of every position.
-fn want_logprobs(tokens: &[u32], logits: &[f32]) -> Vec<f64> {
+pub(crate) fn want_logprobs(tokens: &[u32], logits: &[f32]) -> Vec<f64> {
     let rows = logits.chunks_exact(logits.len() / tokens.len());
     let logprob = |(row, &next): (&[f32], &u32)| {
         let total: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
