@@ -5,6 +5,7 @@ mod adapters;
 mod bases;
 mod compositions;
 mod demo_base;
+mod demo_methods;
 mod gguf;
 mod method_table;
 mod methods;
