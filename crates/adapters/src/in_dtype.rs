@@ -11,8 +11,6 @@ use weft_types::LoweredAdapter;
 /// # Errors
 /// If the type does not hold a value.
 pub fn in_dtype(adapter: LoweredAdapter, dtype: AdapterDtype) -> Result<LoweredAdapter, Refusal> {
-    // Only the automatic choice depends on the size of chunks: all rows fit into these.
-    let converted = |mut update| convert(&mut update, dtype, usize::MAX).map(|()| update);
     let LoweredAdapter { low_rank, embedding, bottlenecks, token_rows, kv_prefix, .. } = adapter;
     let mut result = LoweredAdapter {
         content_hash: adapter.content_hash,
@@ -21,30 +19,15 @@ pub fn in_dtype(adapter: LoweredAdapter, dtype: AdapterDtype) -> Result<LoweredA
         invocation_tokens: adapter.invocation_tokens,
         ..LoweredAdapter::default()
     };
-    for update in low_rank {
-        if let Update::LowRank(update) = converted(Update::LowRank(update))? {
-            result.low_rank.push(update);
-        }
-    }
-    for bottleneck in bottlenecks {
-        if let Update::Bottleneck(bottleneck) = converted(Update::Bottleneck(bottleneck))? {
-            result.bottlenecks.push(bottleneck);
-        }
-    }
-    if let Some(update) = embedding
-        && let Update::Embedding(update) = converted(Update::Embedding(update))?
-    {
-        result.embedding = Some(update);
-    }
-    if let Some(rows) = token_rows
-        && let Update::TokenRows(rows) = converted(Update::TokenRows(rows))?
-    {
-        result.token_rows = Some(rows);
-    }
-    if let Some(prefix) = kv_prefix
-        && let Update::KvPrefix(prefix) = converted(Update::KvPrefix(prefix))?
-    {
-        result.kv_prefix = Some(prefix);
+    let updates = (low_rank.into_iter().map(Update::LowRank))
+        .chain(bottlenecks.into_iter().map(Update::Bottleneck))
+        .chain(embedding.map(Update::Embedding))
+        .chain(token_rows.map(Update::TokenRows))
+        .chain(kv_prefix.map(Update::KvPrefix));
+    for mut update in updates {
+        // Only the automatic choice depends on the size of chunks: all rows fit into these.
+        convert(&mut update, dtype, usize::MAX)?;
+        update.put_into(&mut result);
     }
     Ok(result)
 }

@@ -1,33 +1,22 @@
 //! A checkpoint that stays open: single linears, packed as [`crate::LoadedModel`] has them, for whoever needs one
 //! after the weights have gone to a device. Pages of its files are the system's to keep or drop.
 
-use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::gguf_source::GgufSource;
-use crate::hf_source::HfSource;
-use crate::load::{Quantize, WeightSource};
+use crate::load::{Quantize, Source, open};
 use crate::weights::{LinearWeights, ModelWeights};
+use std::fmt;
 use std::path::Path;
 use weft_kernels::PackedLinear;
 use weft_types::{Module, Site};
 
 /// A GGUF file or a Hugging Face directory.
-#[derive(Debug)]
 pub struct Checkpoint {
-    source: Source,
+    source: Box<Source>,
 }
 
-enum Source {
-    HuggingFace(HfSource),
-    Gguf(GgufSource),
-}
-
-impl std::fmt::Debug for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::HuggingFace(_) => "HuggingFace",
-            Self::Gguf(_) => "Gguf",
-        })
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Checkpoint").field(&self.source.describe()).finish()
     }
 }
 
@@ -37,12 +26,7 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`crate::LoadedModel::load`], as far as opening finds them.
     pub fn open(path: &Path, quantize: Quantize) -> Result<Self, ModelError> {
-        let source = if path.is_dir() {
-            Source::HuggingFace(HfSource::open(path, quantize)?)
-        } else {
-            Source::Gguf(GgufSource::open(path)?)
-        };
-        Ok(Self { source })
+        Ok(Self { source: open(path, quantize)? })
     }
 
     /// The weight at `site`, packed anew. The head of tied embeddings is the embedding.
@@ -50,15 +34,13 @@ impl Checkpoint {
     /// # Errors
     /// If the checkpoint has no such tensor.
     pub fn linear(&self, site: Site) -> Result<PackedLinear, ModelError> {
-        let shape = self.config().spec.site(site);
+        let spec = &self.source.config().spec;
+        let is_tied = || spec.tied_embeddings || !self.source.has("lm_head.weight");
         let name = match site {
-            Site::LmHead if self.has_no_head() => "model.embed_tokens".to_owned(),
-            _ => hf_name(site),
+            Site::LmHead if is_tied() => "model.embed_tokens".to_owned(),
+            _ => site.hf_name(),
         };
-        match &self.source {
-            Source::HuggingFace(source) => source.linear(&name, shape),
-            Source::Gguf(source) => source.linear(&name, shape),
-        }
+        self.source.linear(&name, spec.site(site))
     }
 
     /// The bias at `site`, if there is one.
@@ -66,42 +48,12 @@ impl Checkpoint {
     /// # Errors
     /// If it is of another shape than the configuration says.
     pub fn bias(&self, site: Site) -> Result<Option<Vec<f32>>, ModelError> {
-        let (name, len) =
-            (format!("{}.bias", hf_name(site)), self.config().spec.site(site).num_outputs);
-        match (&self.source, site) {
-            // The decoder adds none there.
-            (_, Site::LmHead) => Ok(None),
-            (Source::HuggingFace(source), _) => source.vector(&name, len),
-            (Source::Gguf(source), _) => source.vector(&name, len),
+        // The decoder adds none to the head.
+        if site == Site::LmHead {
+            return Ok(None);
         }
-    }
-
-    fn config(&self) -> &ModelConfig {
-        match &self.source {
-            Source::HuggingFace(source) => source.config(),
-            Source::Gguf(source) => source.config(),
-        }
-    }
-
-    fn has_no_head(&self) -> bool {
-        let has = match &self.source {
-            Source::HuggingFace(source) => source.has("lm_head.weight"),
-            Source::Gguf(source) => source.has("lm_head.weight"),
-        };
-        self.config().spec.tied_embeddings || !has
-    }
-}
-
-fn hf_name(site: Site) -> String {
-    match site {
-        Site::Layer { layer, module } => {
-            let block = match module {
-                Module::Q | Module::K | Module::V | Module::O => "self_attn",
-                Module::Gate | Module::Up | Module::Down => "mlp",
-            };
-            format!("model.layers.{layer}.{block}.{}", module.hf_name())
-        }
-        Site::LmHead => "lm_head".to_owned(),
+        let len = self.source.config().spec.site(site).num_outputs;
+        self.source.vector(&format!("{}.bias", site.hf_name()), len)
     }
 }
 

@@ -23,10 +23,6 @@ impl GgufSource {
         Ok(Self { file, config })
     }
 
-    pub(crate) fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
     fn find(
         &self,
         name: &str,
@@ -59,6 +55,10 @@ impl GgufSource {
 }
 
 impl WeightSource for GgufSource {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     fn describe(&self) -> String {
         "GGUF".to_owned()
     }

@@ -41,10 +41,6 @@ impl HfSource {
         Ok(Self { config, quantization, quantize, files: TensorFiles::open(dir)? })
     }
 
-    pub(crate) fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
     /// The linear of this name in the codes of the checkpoint's method, if it has them.
     fn coded(&self, name: &str, shape: LinearShape) -> Result<Option<PackedLinear>, ModelError> {
         let files = &self.files;
@@ -123,6 +119,10 @@ impl HfSource {
 }
 
 impl WeightSource for HfSource {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
     fn describe(&self) -> String {
         match (&self.quantization, self.quantize) {
             (Quantization::None, Quantize::None) => "not quantized".to_owned(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use weft_kernels::PackedLinear;
 use weft_kernels::weight::Format;
-use weft_types::{BaseModelSpec, LinearShape, Module};
+use weft_types::{BaseModelSpec, LinearShape, Module, Site};
 
 /// What to do with float weights of a Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,15 +77,7 @@ impl LoadedModel {
     /// # Errors
     /// A sentence about what is missing, malformed or not served.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, ModelError> {
-        if path.is_dir() && path.join("config.json").is_file() {
-            let source = HfSource::open(path, options.quantize)?;
-            Self::assemble(source.config().clone(), &source, options)
-        } else if path.is_file() {
-            let source = GgufSource::open(path)?;
-            Self::assemble(source.config().clone(), &source, options)
-        } else {
-            Err(ModelError::NotAModel { path: path.to_owned() })
-        }
+        Self::assemble(&*open(path, options.quantize)?, options)
     }
 
     /// What the model at `path` is, without its weights.
@@ -138,11 +130,8 @@ impl LoadedModel {
             .sum()
     }
 
-    fn assemble(
-        mut config: ModelConfig,
-        source: &(impl WeightSource + Sync),
-        options: &LoadOptions,
-    ) -> Result<Self, ModelError> {
+    fn assemble(source: &Source, options: &LoadOptions) -> Result<Self, ModelError> {
+        let mut config = source.config().clone();
         let spec = config.spec.clone();
         let table = LinearShape { num_inputs: spec.hidden_size, num_outputs: spec.vocab_size };
         let layers = load_layers(&config, source, options)?;
@@ -169,6 +158,8 @@ impl LoadedModel {
 
 /// Tensors by their Hugging Face names.
 pub(crate) trait WeightSource {
+    /// What the model is.
+    fn config(&self) -> &ModelConfig;
     /// How the weights were made, for people.
     fn describe(&self) -> String;
     /// Whether there is a tensor of this full name, or one in codes in its place.
@@ -179,7 +170,21 @@ pub(crate) trait WeightSource {
     fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError>;
 }
 
-fn required(source: &impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+/// A checkpoint that several threads may read.
+pub(crate) type Source = dyn WeightSource + Send + Sync;
+
+/// Opens a `.gguf` file or a Hugging Face directory.
+pub(crate) fn open(path: &Path, quantize: Quantize) -> Result<Box<Source>, ModelError> {
+    if path.is_dir() && path.join("config.json").is_file() {
+        Ok(Box::new(HfSource::open(path, quantize)?))
+    } else if path.is_file() {
+        Ok(Box::new(GgufSource::open(path)?))
+    } else {
+        Err(ModelError::NotAModel { path: path.to_owned() })
+    }
+}
+
+fn required(source: &Source, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
     source
         .vector(name, len)?
         .ok_or_else(|| ModelError::Invalid(format!("the checkpoint has no tensor {name}")))
@@ -188,7 +193,7 @@ fn required(source: &impl WeightSource, name: &str, len: usize) -> Result<Vec<f3
 /// Layers are converted side by side; the first error wins.
 fn load_layers(
     config: &ModelConfig,
-    source: &(impl WeightSource + Sync),
+    source: &Source,
     options: &LoadOptions,
 ) -> Result<Vec<LayerWeights<PackedLinear>>, ModelError> {
     let num_layers = config.spec.num_layers;
@@ -225,13 +230,13 @@ fn load_layers(
 
 fn load_layer(
     config: &ModelConfig,
-    source: &impl WeightSource,
+    source: &Source,
     index: usize,
 ) -> Result<LayerWeights<PackedLinear>, ModelError> {
     let spec = &config.spec;
     let prefix = format!("model.layers.{index}");
-    let linear = |block: &str, module: Module| {
-        let name = format!("{prefix}.{block}.{}", module.hf_name());
+    let linear = |module: Module| {
+        let name = Site::Layer { layer: index as u32, module }.hf_name();
         let shape = spec.linear(module);
         Ok::<_, ModelError>(LinearWeights {
             weight: source.linear(&name, shape)?,
@@ -245,15 +250,15 @@ fn load_layer(
     };
     Ok(LayerWeights {
         attention_norm: norm("input_layernorm")?,
-        q: linear("self_attn", Module::Q)?,
-        k: linear("self_attn", Module::K)?,
-        v: linear("self_attn", Module::V)?,
+        q: linear(Module::Q)?,
+        k: linear(Module::K)?,
+        v: linear(Module::V)?,
         q_norm: head_norm("q_norm")?,
         k_norm: head_norm("k_norm")?,
-        o: linear("self_attn", Module::O)?,
+        o: linear(Module::O)?,
         mlp_norm: norm("post_attention_layernorm")?,
-        gate: linear("mlp", Module::Gate)?,
-        up: linear("mlp", Module::Up)?,
-        down: linear("mlp", Module::Down)?,
+        gate: linear(Module::Gate)?,
+        up: linear(Module::Up)?,
+        down: linear(Module::Down)?,
     })
 }

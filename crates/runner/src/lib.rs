@@ -14,8 +14,10 @@ mod prepare;
 mod rng;
 pub mod sampler;
 mod sequence;
+mod sequence_logits;
 pub mod step_device;
 
 pub use cuda::CudaExecutor;
 pub use executor::{CpuExecutor, ModelExecutor};
 pub use layout::{KvCacheDtype, RunnerConfig, RunnerError, kv_block_bytes, pool_layout};
+pub use sequence_logits::sequence_logits;

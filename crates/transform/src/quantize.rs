@@ -7,14 +7,10 @@ use crate::factors::{Factors, read_lowered, updates};
 use crate::norms::norm;
 use serde::Serialize;
 use std::path::Path;
-use std::sync::Arc;
 use weft_adapters::{AdapterDtype, in_dtype};
-use weft_kernels::attention::AttentionItem;
-use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
-use weft_kernels::{Arena, KvDtype, PlacedAdapter};
-use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
-use weft_runner::{KvCacheDtype, pool_layout};
-use weft_types::{BlockId, LoweredAdapter, PackedAdapter, TokenId};
+use weft_model::LoadedModel;
+use weft_runner::{KvCacheDtype, pool_layout, sequence_logits};
+use weft_types::{LoweredAdapter, PackedAdapter, TokenId};
 
 /// The cost of int8.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -128,46 +124,8 @@ fn logits(
     adapter: Option<&LoweredAdapter>,
     tokens: &[TokenId],
 ) -> Result<Vec<f32>> {
-    let num_rows = tokens.len();
-    let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
     let chunk_bytes = pool_layout(&model.config, KvCacheDtype::F32);
     let packed = adapter.map(|adapter| PackedAdapter::pack(adapter, chunk_bytes)).transpose();
     let packed = packed.map_err(|cause| TransformError::Refused(format!("the adapter {cause}")))?;
-    let num_chunks = packed.as_ref().map_or(0, |packed| packed.num_chunks);
-    let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
-    let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut device = CpuDevice::new(&model.config, num_threads, KvDtype::F32, arena, num_rows);
-    let chunks: Vec<_> =
-        (num_blocks..num_blocks + num_chunks).map(|chunk| BlockId(chunk as u32)).collect();
-    let adapter = packed.map(|packed| Arc::new(PlacedAdapter::copy(&packed, device.lend(&chunks))));
-    let weights = Arc::clone(&model.weights);
-    let mut decoder = Decoder::new(model.config.clone(), weights, device, num_rows, num_rows);
-    let step = decoder.attention_shape(0).rows_per_item();
-    let segments = || vec![AdapterSegment { rows: 0..num_rows, adapter: adapter.clone() }];
-    let batch = ForwardBatch {
-        tokens: tokens.to_vec(),
-        positions: (0..num_rows as u32).collect(),
-        slots: (0..num_rows)
-            .map(|row| KvSlot {
-                block: BlockId((row / BLOCK_SIZE) as u32),
-                offset: (row % BLOCK_SIZE) as u32,
-            })
-            .collect(),
-        attention: (0..num_rows)
-            .step_by(step)
-            .map(|row| AttentionItem {
-                first_row: row,
-                num_rows: step.min(num_rows - row),
-                position: row,
-                first_block: 0,
-            })
-            .collect(),
-        block_tables: (0..num_blocks as u32).map(BlockId).collect(),
-        segments: segments(),
-        logit_rows: (0..num_rows).collect(),
-        logit_segments: segments(),
-    };
-    decoder.forward(&batch);
-    let (logits, _) = decoder.logits(&batch, 0..num_rows);
-    Ok(logits.data().to_vec())
+    Ok(sequence_logits(model, packed.as_ref(), 0, tokens))
 }

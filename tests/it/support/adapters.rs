@@ -1,13 +1,10 @@
-//! Random adapters in lowered form, and adapters on a device.
+//! Random adapters in lowered form.
 
 use super::noise;
 use std::sync::Arc;
-use weft_kernels::PlacedAdapter;
-use weft_model::CpuDevice;
 use weft_types::{
-    Activation, AdapterTensor, BaseModelSpec, BlockId, Bottleneck, BottleneckInput, ContentHash,
-    Dtype, KvPrefix, LowRankUpdate, LoweredAdapter, Module, PackedAdapter, Site, SiteVectors,
-    TokenRows,
+    Activation, AdapterTensor, BaseModelSpec, Bottleneck, BottleneckInput, ContentHash, Dtype,
+    KvPrefix, LowRankUpdate, LoweredAdapter, Module, Site, SiteVectors, TokenRows,
 };
 
 /// `[rows, cols]` of f32 up to `size`.
@@ -120,14 +117,3 @@ pub(crate) fn versatile_adapter(
 
 /// Virtual tokens of a [`versatile_adapter`].
 pub(crate) const NUM_VIRTUAL: usize = 4;
-
-/// Copies an adapter to the chunks of a device from `first_chunk` on.
-pub(crate) fn place(
-    device: &mut CpuDevice,
-    packed: PackedAdapter,
-    first_chunk: usize,
-) -> Arc<PlacedAdapter> {
-    let chunks: Vec<BlockId> =
-        (first_chunk..first_chunk + packed.num_chunks).map(|i| BlockId(i as u32)).collect();
-    Arc::new(PlacedAdapter::copy(&packed, device.lend(&chunks)))
-}

@@ -50,16 +50,7 @@ pub fn lower_peft_bytes<'a>(
     let content_hash = content_hash(config, tensors);
     let mut lowered = LoweredAdapter { content_hash, ..LoweredAdapter::default() };
     lower_each(config, tensors, base.into(), limits, |update| {
-        match update {
-            Update::LowRank(update) => lowered.low_rank.push(update),
-            Update::Embedding(update) => lowered.embedding = Some(update),
-            Update::Vectors(vectors) => lowered.vectors.push(vectors),
-            Update::Bottleneck(bottleneck) => lowered.bottlenecks.push(bottleneck),
-            Update::TokenRows(rows) => lowered.token_rows = Some(rows),
-            Update::KvPrefix(prefix) => lowered.kv_prefix = Some(prefix),
-            Update::VirtualTokens(num) => lowered.num_virtual_tokens = num,
-            Update::InvocationTokens(tokens) => lowered.invocation_tokens = Some(tokens),
-        }
+        update.put_into(&mut lowered);
         Ok(())
     })?;
     Ok(lowered)
@@ -75,6 +66,22 @@ pub(crate) enum Update {
     KvPrefix(KvPrefix),
     VirtualTokens(usize),
     InvocationTokens(Box<[TokenId]>),
+}
+
+impl Update {
+    /// Behind those of its kind that came before.
+    pub(crate) fn put_into(self, lowered: &mut LoweredAdapter) {
+        match self {
+            Self::LowRank(update) => lowered.low_rank.push(update),
+            Self::Embedding(update) => lowered.embedding = Some(update),
+            Self::Vectors(vectors) => lowered.vectors.push(vectors),
+            Self::Bottleneck(bottleneck) => lowered.bottlenecks.push(bottleneck),
+            Self::TokenRows(rows) => lowered.token_rows = Some(rows),
+            Self::KvPrefix(prefix) => lowered.kv_prefix = Some(prefix),
+            Self::VirtualTokens(num) => lowered.num_virtual_tokens = num,
+            Self::InvocationTokens(tokens) => lowered.invocation_tokens = Some(tokens),
+        }
+    }
 }
 
 /// What receives the parts.
