@@ -27,6 +27,7 @@ pub mod lora;
 pub mod matmul;
 pub mod norm;
 pub mod pack;
+pub mod peak;
 pub mod pool;
 pub mod quantize;
 pub mod rope;

@@ -13,7 +13,7 @@
 mod registers;
 
 pub(super) use registers::TileRegisters;
-pub(crate) use registers::is_available;
+pub(crate) use registers::{is_available, multiply_tiles};
 
 use super::avx512::halves;
 use crate::pool::DisjointMut;

@@ -103,6 +103,24 @@ impl Drop for TileRegisters {
     }
 }
 
+/// As many multiplications as there can be, of numbers that nobody wants: to measure the processor.
+pub(crate) fn multiply_tiles(rounds: usize) {
+    let registers = TileRegisters::of_this_thread();
+    registers.configure(ROWS, 64);
+    for _ in 0..rounds {
+        // SAFETY: this thread's registers are configured; no memory is touched.
+        unsafe {
+            asm!(
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm6",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm6",
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+}
+
 /// Instructions on whole tiles. Only registers and what the operands point to are touched.
 macro_rules! tiles {
     ([$($instruction:expr),* $(,)?] $($name:ident),*) => {
