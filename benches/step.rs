@@ -1,16 +1,13 @@
 //! Where the time of a step goes, and how far each operation is from the roofline:
-//! `cargo bench -p weft-tests --bench step -- [MODEL] [--json FILE]`.
+//! `cargo bench -p weft-runner --bench step -- MODEL [--json FILE]`.
 //!
-//! In: a model (default: the demo's). Out: for decode steps without and with adapters and for a prefill,
+//! In: a GGUF file or a Hugging Face directory, such as the one that `weft pull` prints. Out: for decode steps without and with adapters and for a prefill,
 //! each operation's median milliseconds, share, bytes and operations per second, and share of what the
 //! machine can do, which is measured first; as a table, and as JSON for `benches/roofline.py`.
 //!
 //! The decoder runs over a device that times the CPU device's operations, so what is timed is what is
 //! served. An operation of linears contains their adapters' updates: what those cost is the difference to
 //! the same step without adapters.
-
-#[path = "../tests/it/support/demo.rs"]
-mod demo;
 
 use serde_json::{Value, json};
 use std::cell::RefCell;
@@ -21,8 +18,6 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
-use weft_adapters::{LoadLimits, load_peft_dir};
-use weft_bench::{AdapterRecipe, write_adapter};
 use weft_kernels::attention::{AttentionItem, AttentionShape};
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
 use weft_kernels::{Arena, Isa, KvDtype, PackedLinear, PlacedAdapter, ThreadPool, peak};
@@ -32,7 +27,10 @@ use weft_model::{
     AdapterSegment, CpuDevice, Decoder, Device, ForwardBatch, LoadOptions, LoadedModel, Projection,
 };
 use weft_runner::{KvCacheDtype, pool_layout};
-use weft_types::{BlockId, HeapPages, Module, PackedAdapter, PackedMatrix, Packer, Site};
+use weft_types::{
+    AdapterTensor, BaseModelSpec, BlockId, ContentHash, Dtype, HeapPages, LowRankUpdate,
+    LoweredAdapter, Module, PackedAdapter, PackedMatrix, Packer, Site,
+};
 
 /// Tokens before the one that a decode computes.
 const CONTEXT: usize = 160;
@@ -267,7 +265,10 @@ fn main() {
             _ => path = Some(PathBuf::from(arg)),
         }
     }
-    let path = path.unwrap_or_else(demo::model_path);
+    let Some(path) = path else {
+        eprintln!("usage: cargo bench -p weft-runner --bench step -- MODEL [--json FILE]");
+        std::process::exit(2);
+    };
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let roofs = Roofs::measure(&ThreadPool::new(num_threads));
     println!("{num_threads} threads read {:.1} GB/s", roofs.bytes_per_s / 1e9);
@@ -366,13 +367,8 @@ impl Bench {
         let packed: Vec<(usize, PackedAdapter)> = [8, 16, 64]
             .into_iter()
             .map(|rank| {
-                let dir = tempfile::tempdir().expect("a scratch directory");
-                let recipe =
-                    AdapterRecipe { rank, modules: Module::ALL.to_vec(), seed: rank as u64 };
-                write_adapter(dir.path(), &spec, &recipe).expect("an adapter is written");
-                let lowered = load_peft_dir(dir.path(), &spec, &LoadLimits::default());
                 let packer = Packer::in_pages_of(Arc::new(HeapPages), chunk_bytes);
-                let packed = PackedAdapter::pack_with(packer, &lowered.expect("it is a LoRA"));
+                let packed = PackedAdapter::pack_with(packer, &adapter(&spec, rank));
                 (rank, packed.expect("it fits its pages"))
             })
             .collect();
@@ -470,6 +466,39 @@ impl Bench {
             work.seconds = median(runs.iter().map(|(_, works)| works[name].seconds));
         }
         (seconds, works)
+    }
+}
+
+/// A LoRA in f16 of all linears of all layers.
+fn adapter(spec: &BaseModelSpec, rank: usize) -> LoweredAdapter {
+    let tensor = |rows: usize, cols: usize| {
+        let halves = (0..rows * cols).map(|i| 0x2000 + (i * 7919 % 1024) as u16);
+        let data: Vec<u8> = halves.flat_map(u16::to_le_bytes).collect();
+        AdapterTensor { dtype: Dtype::F16, rows, cols, data: data.into(), row_scales: None }
+    };
+    let mut low_rank = Vec::new();
+    for layer in 0..spec.num_layers as u32 {
+        for module in Module::ALL {
+            let shape = spec.linear(module);
+            low_rank.push(LowRankUpdate {
+                site: Site::Layer { layer, module },
+                scale: 0.01,
+                a: tensor(rank, shape.num_inputs),
+                b: tensor(rank, shape.num_outputs),
+            });
+        }
+    }
+    low_rank.sort_by_key(|update| update.site);
+    LoweredAdapter {
+        content_hash: ContentHash([rank as u8; 32]),
+        low_rank,
+        embedding: None,
+        vectors: Vec::new(),
+        bottlenecks: Vec::new(),
+        token_rows: None,
+        kv_prefix: None,
+        num_virtual_tokens: 0,
+        invocation_tokens: None,
     }
 }
 

@@ -5,7 +5,7 @@
 //! (some fuse multiplication and addition), never between calls of one.
 
 use crate::isa::PORTABLE_FMA;
-use crate::lanes::{Bf16, Element, F16, LANES, Lanes, exp, fma};
+use crate::lanes::{Bf16, Element, F16, LANES, Lanes, exp, fma, max_lanes, sum_lanes};
 
 /// Sixteen values in registers. The methods of a type may be called only inside functions that are
 /// compiled for its instruction set, on machines that have it: only [`multivector!`] names types.
@@ -36,6 +36,16 @@ pub(crate) trait Vector: Copy {
     fn load_i8(source: &[u8; LANES]) -> Self;
     /// To memory.
     fn to_lanes(self) -> Lanes;
+    /// Sum of all lanes, as [`sum_lanes`] adds.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        sum_lanes(self.to_lanes())
+    }
+    /// Largest lane, as [`max_lanes`] finds it.
+    #[inline(always)]
+    fn max(self) -> f32 {
+        max_lanes(self.to_lanes())
+    }
     /// One lane's `a * b + c`, with the same rounding.
     fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32;
     /// One lane's e^x, as [`crate::lanes::exp`].
@@ -156,6 +166,20 @@ pub(crate) trait Stored: Copy {
     fn at(bytes: &[u8]) -> f32;
 }
 
+/// Asks for the cache line that holds the element at `index` of `bytes`, if there is one: memory works
+/// while we compute. Has no other effect.
+#[inline(always)]
+pub(crate) fn prefetch(bytes: &[u8], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint reads nothing, and the pointer need not be valid.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(index).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, index);
+}
+
 /// The first `N` bytes.
 #[inline(always)]
 fn first<const N: usize>(bytes: &[u8]) -> &[u8; N] {
@@ -255,6 +279,29 @@ mod tests {
         *bfloats = Bf16::load::<V>(bytes).to_lanes();
         *floats = f32::load::<V>(bytes).to_lanes();
         *integers = i8::load::<V>(bytes).to_lanes();
+    }
+
+    multivector! {
+        fn fold(lanes: &Lanes, folded: &mut [f32; 2]) = fold_body
+    }
+
+    #[inline(always)]
+    fn fold_body<V: Vector>(lanes: &Lanes, folded: &mut [f32; 2]) {
+        *folded = [V::load(lanes).sum(), V::load(lanes).max()];
+    }
+
+    #[test]
+    fn lanes_fold_in_the_same_order_on_every_set() {
+        for isa in crate::Isa::available() {
+            for start in 0..50 {
+                let lanes: Lanes =
+                    std::array::from_fn(|i| ((start + 7 * i) as f32 * 0.37).sin() * 1e3);
+                let mut folded = [0.0; 2];
+                fold(isa, &lanes, &mut folded);
+                let want = [sum_lanes(lanes), max_lanes(lanes)];
+                assert_eq!(folded.map(f32::to_bits), want.map(f32::to_bits), "{isa}");
+            }
+        }
     }
 
     multivector! {
