@@ -1,5 +1,5 @@
 //! Where the time of a step goes, and how far each operation is from the roofline:
-//! `cargo bench -p weft-runner --bench step -- MODEL [--json FILE]`.
+//! `cargo bench -p weft-runner --bench step -- MODEL [--json FILE] [--only NAME] [--repeats N]`.
 //!
 //! In: a GGUF file or a Hugging Face directory, such as the one that `weft pull` prints. Out: for decode steps without and with adapters and for a prefill,
 //! each operation's median milliseconds, share, bytes and operations per second, and share of what the
@@ -258,15 +258,21 @@ impl Roofs {
 
 fn main() {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let (mut path, mut json_path) = (None, None);
+    let (mut path, mut json_path, mut only, mut repeats) = (None, None, None, REPEATS);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => json_path = Some(args.next().expect("--json FILE")),
+            "--only" => only = Some(args.next().expect("--only NAME")),
+            "--repeats" => {
+                repeats = args.next().and_then(|n| n.parse().ok()).expect("--repeats N");
+            }
             _ => path = Some(PathBuf::from(arg)),
         }
     }
     let Some(path) = path else {
-        eprintln!("usage: cargo bench -p weft-runner --bench step -- MODEL [--json FILE]");
+        eprintln!(
+            "usage: cargo bench -p weft-runner --bench step -- MODEL [--json FILE] [--only NAME]"
+        );
         std::process::exit(2);
     };
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -278,8 +284,8 @@ fn main() {
     let mut bench = Bench::new(&path, num_threads);
     let mut cases = Vec::new();
     let mut plain: BTreeMap<(usize, usize), f64> = BTreeMap::new();
-    for case in &CASES {
-        let (seconds, works) = bench.run(case);
+    for case in CASES.iter().filter(|case| only.as_ref().is_none_or(|only| only == case.name)) {
+        let (seconds, works) = bench.run(case, repeats);
         let shape = (case.num_sequences, case.tokens);
         let base = *plain.entry(shape).or_insert(seconds);
         println!("\n{}", table(case, seconds, base, &works, &roofs));
@@ -440,7 +446,7 @@ impl Bench {
     }
 
     /// Median seconds of a step and of its operations.
-    fn run(&mut self, case: &Case) -> (f64, BTreeMap<&'static str, Work>) {
+    fn run(&mut self, case: &Case, repeats: usize) -> (f64, BTreeMap<&'static str, Work>) {
         let mut batch = ForwardBatch::default();
         for sequence in 0..case.num_sequences {
             let rank = sequence.checked_rem(case.ranks.len()).map(|index| case.ranks[index]);
@@ -449,7 +455,7 @@ impl Bench {
             self.push(&mut batch, sequence, start..start + case.tokens, adapter);
         }
         let mut runs = Vec::new();
-        for repeat in 0..=REPEATS {
+        for repeat in 0..=repeats {
             self.works.borrow_mut().clear();
             let began = Instant::now();
             self.decoder.forward(&batch);

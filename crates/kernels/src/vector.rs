@@ -166,18 +166,18 @@ pub(crate) trait Stored: Copy {
     fn at(bytes: &[u8]) -> f32;
 }
 
-/// Asks for the cache line that holds the element at `index` of `bytes`, if there is one: memory works
-/// while we compute. Has no other effect.
+/// Asks for the cache line of the element at `index`, which need not be one of `of`: memory works while we
+/// compute. Has no other effect.
 #[inline(always)]
-pub(crate) fn prefetch(bytes: &[u8], index: usize) {
+pub(crate) fn prefetch<T>(of: &[T], index: usize) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a hint reads nothing, and the pointer need not be valid.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(index).cast());
+        _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(index).cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (bytes, index);
+    let _ = (of, index);
 }
 
 /// The first `N` bytes.
