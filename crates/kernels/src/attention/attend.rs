@@ -4,7 +4,7 @@
 //! not depend on which rows those are.
 
 use super::{Scratch, Work};
-use crate::kv::{BLOCK_SIZE, KvDtype};
+use crate::kv::{BLOCK_SIZE, KvDtype, KvPage};
 use crate::lanes::{Bf16, F16, LANES, max_lanes, sum_lanes};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector};
@@ -23,14 +23,14 @@ fn attend_body<V: Vector>(work: Work<'_>, scratch: &mut Scratch, out: DisjointMu
         KvDtype::F32 => work.attend::<f32, V>(scratch, out),
         KvDtype::F16 => work.attend::<F16, V>(scratch, out),
         KvDtype::Bf16 => work.attend::<Bf16, V>(scratch, out),
+        KvDtype::Int8 => work.attend::<i8, V>(scratch, out),
     }
 }
 
 /// Keys and values of sixteen positions, and which of them a row sees.
 #[derive(Clone)]
 struct Page<'a> {
-    keys: &'a [u8],
-    values: &'a [u8],
+    stored: KvPage<'a>,
     seen: Range<usize>,
 }
 
@@ -65,7 +65,7 @@ impl Work<'_> {
         let last_position = item.position + item.num_rows - 1;
         for page in self.first_seen(item.position) / BLOCK_SIZE..=last_position / BLOCK_SIZE {
             let block = self.block_tables[item.first_block + page];
-            let (keys, values) = self.cache.page(block, self.layer, self.kv_head);
+            let stored = self.cache.page(block, self.layer, self.kv_head);
             let mut row = 0;
             while row < item.num_rows {
                 let seen = self.seen(row, page);
@@ -76,7 +76,7 @@ impl Work<'_> {
                     row += 1;
                 }
                 if !seen.is_empty() {
-                    let page = Page { keys, values, seen };
+                    let page = Page { stored, seen };
                     self.queries::<T, V>(&page, first * group..row * group, scratch);
                 }
             }
@@ -145,7 +145,10 @@ impl Work<'_> {
             let (row, head) = ((first + i) / self.group(), (first + i) % self.group());
             q[i] = &self.q[self.row_start(row) + head * dim..][..dim];
         }
-        let mut p = scores::<T, V, N>(&q, page.keys);
+        let mut p = scores::<T, V, N>(&q, page.stored.keys);
+        if let Some([scales, _]) = page.stored.scales {
+            scale::<V, N>(&mut p, scales);
+        }
         let mut corrections = [0.0; N];
         for i in 0..N {
             for (lane, p) in p[i].iter_mut().enumerate() {
@@ -162,6 +165,10 @@ impl Work<'_> {
             }
             *sum = V::scalar_mul_add(*sum, corrections[i], sum_lanes(p[i]));
             *max = new_max;
+        }
+        if let Some([_, scales]) = page.stored.scales {
+            // Of positions that are not seen this is anything, and not read.
+            scale::<V, N>(&mut p, scales);
         }
         let acc = &mut scratch.acc[first * dim..(first + N) * dim];
         let mut column = 0;
@@ -181,11 +188,20 @@ impl Work<'_> {
                 let acc = &mut acc[i * dim + column];
                 *acc *= corrections[i];
                 for t in page.seen.clone() {
-                    let value = T::at(&page.values[(t * dim + column) * T::SIZE..]);
+                    let value = T::at(&page.stored.values[(t * dim + column) * T::SIZE..]);
                     *acc = V::scalar_mul_add(p[i][t], value, *acc);
                 }
             }
         }
+    }
+}
+
+/// Multiplies what belongs to each position with the position's scale.
+#[inline(always)]
+fn scale<V: Vector, const N: usize>(p: &mut [[f32; LANES]; N], scales: &[u8; 4 * LANES]) {
+    let scales = V::load_f32(scales);
+    for p in p {
+        *p = V::load(p).mul(scales).to_lanes();
     }
 }
 
@@ -241,7 +257,7 @@ fn add_values<T: Stored, V: Vector, const N: usize, const WIDTH: usize>(
         }
     }
     for t in page.seen.clone() {
-        let row = &page.values[(t * dim + column) * T::SIZE..];
+        let row = &page.stored.values[(t * dim + column) * T::SIZE..];
         let mut values = [V::splat(0.0); WIDTH];
         for w in 0..WIDTH {
             values[w] = T::load::<V>(&row[w * LANES * T::SIZE..]);
