@@ -40,11 +40,15 @@ const ROWS: usize = quantize::ROWS_PER_BLOCK;
 const AHEAD: usize = 2;
 /// Fewer rows than this are faster without AMX.
 fn min_rows(format: Format, activations: Activations) -> usize {
-    if activations == Activations::Int8 {
-        return 9;
+    match (format, activations) {
+        // AVX-512 is faster with these, and needs to unpack nothing.
+        (Format::W8 { group: 32, .. }, Activations::Int8) => 10,
+        (Format::W4, Activations::Int8) => 12,
+        (_, Activations::Int8) => 14,
+        // Groups of sixteen fill half a tile.
+        (Format::W8 { group: 16, .. }, _) => 10,
+        _ => quantize::MIN_AMX_ROWS,
     }
-    // Groups of sixteen fill half a tile.
-    if format.group() == 16 { 10 } else { quantize::MIN_AMX_ROWS }
 }
 
 /// Order in which the codes of eight inputs lie in a line: those of the first four bytes of each

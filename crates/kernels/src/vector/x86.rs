@@ -72,11 +72,15 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn byte<const BYTE: u32>(self) -> Self {
         // SAFETY: see above.
-        Self(self.0.map(|words| unsafe {
-            let words =
-                _mm256_srlv_epi32(_mm256_castps_si256(words), _mm256_set1_epi32(8 * BYTE as i32));
-            _mm256_cvtepi32_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xff)))
-        }))
+        unsafe {
+            let (shift, mask) = (_mm256_set1_epi32(8 * BYTE as i32), _mm256_set1_epi32(0xff));
+            let low = _mm256_srlv_epi32(_mm256_castps_si256(self.0[0]), shift);
+            let high = _mm256_srlv_epi32(_mm256_castps_si256(self.0[1]), shift);
+            Self([
+                _mm256_cvtepi32_ps(_mm256_and_si256(low, mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(high, mask)),
+            ])
+        }
     }
 
     #[inline(always)]
