@@ -7,17 +7,20 @@ mod gpu;
 
 use crate::args::EngineArgs;
 use crate::args::serve::{
-    DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat, QuantizeChoice,
+    CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
+    QuantizeChoice,
 };
 use crate::machine;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
 use anyhow::{Context, Result, bail};
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use weft_adapters::BaseWeights;
 use weft_kernels::Isa;
 use weft_kernels::kv::BLOCK_SIZE;
+use weft_kernels::quantize::Activations;
 use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
 use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, kv_block_bytes};
 use weft_types::{BaseModelSpec, Executor, HeapPages, PageAllocator};
@@ -99,9 +102,12 @@ pub fn build_executor(
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let mut device = describe_device(args.threads);
+    if model.layer_formats().iter().any(|format| format.is_integer()) {
+        let _ = write!(device, ", {} activations", activations(args));
+    }
     let base_weights = Some(base_weights::in_memory(&model.weights));
     let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
-    let device = describe_device(args.threads);
     let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
     Ok(BuiltExecutor { base_weights, ..built })
 }
@@ -218,6 +224,14 @@ fn quantize(args: &EngineArgs) -> Quantize {
     }
 }
 
+fn activations(args: &EngineArgs) -> Activations {
+    match args.cpu_activations {
+        Some(CpuActivationsChoice::Int8) => Activations::Int8,
+        Some(CpuActivationsChoice::F32) => Activations::F32,
+        Some(CpuActivationsChoice::Int12) | None => Activations::Int12,
+    }
+}
+
 /// `None`: the device's own.
 fn asked_kv_dtype(choice: KvCacheChoice) -> Option<KvCacheDtype> {
     match choice {
@@ -225,6 +239,7 @@ fn asked_kv_dtype(choice: KvCacheChoice) -> Option<KvCacheDtype> {
         KvCacheChoice::F32 => Some(KvCacheDtype::F32),
         KvCacheChoice::F16 => Some(KvCacheDtype::F16),
         KvCacheChoice::Bf16 => Some(KvCacheDtype::Bf16),
+        KvCacheChoice::Int8 => Some(KvCacheDtype::Int8),
         KvCacheChoice::Fp8 => Some(KvCacheDtype::Fp8),
     }
 }
@@ -291,6 +306,7 @@ impl MemoryPlan {
             max_num_seqs: args.max_num_seqs,
             max_num_batched_tokens: args.max_num_batched_tokens,
             kv_dtype: Some(kv_dtype),
+            activations: activations(args),
             num_threads: args.threads,
             max_lora_rank,
         })

@@ -24,6 +24,15 @@ pub(crate) trait Vector: Copy {
     /// A table of sixteen at four bits of each lane of `words`, whose bits are no numbers: those that come
     /// `NIBBLE` times four bits after the lowest.
     fn lookup<const NIBBLE: u32>(self, words: Self) -> Self;
+    /// An unsigned byte of each lane's bits, which are no numbers: the `BYTE`-th after the lowest.
+    #[inline(always)]
+    fn byte<const BYTE: u32>(self) -> Self {
+        let mut numbers = self.to_lanes();
+        for number in &mut numbers {
+            *number = f32::from((number.to_bits() >> (8 * BYTE)) as u8);
+        }
+        Self::load(&numbers)
+    }
     /// From memory.
     fn load(source: &Lanes) -> Self;
     /// From little-endian single precision.
@@ -305,17 +314,22 @@ mod tests {
     }
 
     multivector! {
-        fn look_up(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) = look_up_body
+        fn look_up(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 4]) = look_up_body
     }
 
     #[inline(always)]
-    fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) {
+    fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 4]) {
         let (table, words) = (V::load(table), V::load_f32(words));
-        *lanes = [table.lookup::<0>(words).to_lanes(), table.lookup::<7>(words).to_lanes()];
+        *lanes = [
+            table.lookup::<0>(words).to_lanes(),
+            table.lookup::<7>(words).to_lanes(),
+            words.byte::<0>().to_lanes(),
+            words.byte::<3>().to_lanes(),
+        ];
     }
 
     #[test]
-    fn every_nibble_finds_its_number_whatever_lies_beside_it_on_every_set() {
+    fn every_nibble_and_byte_finds_its_number_whatever_lies_beside_it_on_every_set() {
         let table: Lanes = std::array::from_fn(|i| 100.0 + i as f32);
         for isa in crate::Isa::available() {
             for first in 0..16u32 {
@@ -324,12 +338,15 @@ mod tests {
                     let (low, high) = ((lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16);
                     *word = (low | high << 28 | 0x0a5a_5a50).to_le_bytes();
                 }
-                let mut lanes = [[0.0; LANES]; 2];
+                let mut lanes = [[0.0; LANES]; 4];
                 look_up(isa, &table, &words, &mut lanes);
                 for lane in 0..LANES {
                     let want = [(lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16];
                     let want = want.map(|code| 100.0 + code as f32);
                     assert_eq!([lanes[0][lane], lanes[1][lane]], want, "{isa}");
+                    let word = words.as_chunks::<4>().0[lane];
+                    let want = [word[0], word[3]].map(f32::from);
+                    assert_eq!([lanes[2][lane], lanes[3][lane]], want, "{isa}");
                 }
             }
         }

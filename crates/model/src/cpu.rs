@@ -8,6 +8,7 @@ use std::ops::Range;
 use weft_kernels::attention::{AttentionShape, attention_into};
 use weft_kernels::kv::KvSlot;
 use weft_kernels::lora;
+use weft_kernels::quantize::Activations;
 use weft_kernels::rope::RopeTable;
 use weft_kernels::{
     Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, PlacedAdapter, ThreadPool,
@@ -123,6 +124,12 @@ impl CpuDevice {
             vocab_size: config.spec.vocab_size,
             given: GivenKv::default(),
         }
+    }
+
+    /// The same with activations that meet integer weights as these; without, as 12-bit integers.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { projector: Projector::new(activations), ..self }
     }
 
     /// The threads, for work that is not the decoder's.

@@ -58,7 +58,8 @@ impl ModelExecutor<CpuDevice> {
             kv_dtype,
             Arena::new(limits.num_blocks, limits.chunk_bytes),
             limits.max_model_len,
-        );
+        )
+        .with_activations(config.activations);
         let decoder = Decoder::new(
             model.config,
             model.weights,

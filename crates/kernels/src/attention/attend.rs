@@ -4,7 +4,7 @@
 //! not depend on which rows those are.
 
 use super::{Scratch, Work};
-use crate::kv::{BLOCK_SIZE, KvDtype};
+use crate::kv::{BLOCK_SIZE, KvDtype, KvPage};
 use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
 use crate::vector::{Stored, Vector, multivector, prefetch};
@@ -23,15 +23,15 @@ fn attend_body<V: Vector>(work: Work<'_>, scratch: &mut Scratch, out: DisjointMu
         KvDtype::F32 => work.attend::<f32, V>(scratch, out),
         KvDtype::F16 => work.attend::<F16, V>(scratch, out),
         KvDtype::Bf16 => work.attend::<Bf16, V>(scratch, out),
+        KvDtype::Int8 => work.attend::<i8, V>(scratch, out),
     }
 }
 
 /// Keys and values of sixteen positions, and which of them a row sees.
 #[derive(Clone)]
 struct Page<'a> {
-    keys: &'a [u8],
-    values: &'a [u8],
-    /// Those of the page that comes next: fetched while these are multiplied. Empty, if they are.
+    stored: KvPage<'a>,
+    /// Keys and values of the page that comes next: fetched while these are multiplied. Empty, if they are.
     next: (&'a [u8], &'a [u8]),
     seen: Range<usize>,
 }
@@ -45,7 +45,7 @@ impl Work<'_> {
 
     /// Keys and values of a page of the sequence.
     #[inline(always)]
-    fn page(&self, page: usize) -> (&[u8], &[u8]) {
+    fn page(&self, page: usize) -> KvPage<'_> {
         let block = self.block_tables[self.item.first_block + page];
         self.cache.page(block, self.layer, self.kv_head)
     }
@@ -74,9 +74,13 @@ impl Work<'_> {
         let last_position = item.position + item.num_rows - 1;
         let last_page = last_position / BLOCK_SIZE;
         for page in self.first_seen(item.position) / BLOCK_SIZE..=last_page {
-            let (keys, values) = self.page(page);
+            let stored = self.page(page);
             // Pages lie anywhere: the processor cannot know which comes next.
-            let mut next = if page < last_page { self.page(page + 1) } else { (&[][..], &[][..]) };
+            let mut next = (&[][..], &[][..]);
+            if page < last_page {
+                let page = self.page(page + 1);
+                next = (page.keys, page.values);
+            }
             let mut row = 0;
             while row < item.num_rows {
                 let seen = self.seen(row, page);
@@ -87,7 +91,7 @@ impl Work<'_> {
                     row += 1;
                 }
                 if !seen.is_empty() {
-                    let page = Page { keys, values, next, seen };
+                    let page = Page { stored, next, seen };
                     self.queries::<T, V>(page, first * group..row * group, scratch);
                     next = (&[], &[]);
                 }
@@ -158,7 +162,10 @@ impl Work<'_> {
             let (row, head) = ((first + i) / self.group(), (first + i) % self.group());
             q[i] = &self.q[self.row_start(row) + head * dim..][..dim];
         }
-        let mut p = scores::<T, V, N>(&q, page.keys, page.next.0);
+        let mut p = scores::<T, V, N>(&q, page.stored.keys, page.next.0);
+        if let Some([scales, _]) = page.stored.scales {
+            scale::<V, N>(&mut p, scales);
+        }
         let mut corrections = [0.0; N];
         for i in 0..N {
             for (lane, p) in p[i].iter_mut().enumerate() {
@@ -175,6 +182,10 @@ impl Work<'_> {
             }
             *sum = V::scalar_mul_add(*sum, corrections[i], V::load(&p[i]).sum());
             *max = new_max;
+        }
+        if let Some([_, scales]) = page.stored.scales {
+            // Of positions that are not seen this is anything, and not read.
+            scale::<V, N>(&mut p, scales);
         }
         let acc = &mut scratch.acc[first * dim..(first + N) * dim];
         let mut column = 0;
@@ -194,11 +205,20 @@ impl Work<'_> {
                 let acc = &mut acc[i * dim + column];
                 *acc *= corrections[i];
                 for t in page.seen.clone() {
-                    let value = T::at(&page.values[(t * dim + column) * T::SIZE..]);
+                    let value = T::at(&page.stored.values[(t * dim + column) * T::SIZE..]);
                     *acc = V::scalar_mul_add(p[i][t], value, *acc);
                 }
             }
         }
+    }
+}
+
+/// Multiplies what belongs to each position with the position's scale.
+#[inline(always)]
+fn scale<V: Vector, const N: usize>(p: &mut [[f32; LANES]; N], scales: &[u8; 4 * LANES]) {
+    let scales = V::load_f32(scales);
+    for p in p {
+        *p = V::load(p).mul(scales).to_lanes();
     }
 }
 
@@ -261,7 +281,7 @@ fn add_values<T: Stored, V: Vector, const N: usize, const WIDTH: usize>(
         }
     }
     for t in page.seen.clone() {
-        let row = &page.values[(t * dim + column) * T::SIZE..];
+        let row = &page.stored.values[(t * dim + column) * T::SIZE..];
         if !page.next.1.is_empty() {
             for line in (0..WIDTH * LANES * T::SIZE).step_by(64) {
                 prefetch(page.next.1, (t * dim + column) * T::SIZE + line);

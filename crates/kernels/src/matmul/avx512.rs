@@ -119,8 +119,7 @@ unsafe fn add_products_2(mut dot: __m512i, w: [__m512i; 2], x: *const i32) -> __
 fn fetch_ahead(block: *const u8, num_bytes: usize) {
     const AHEAD: usize = 2048;
     for line in (0..num_bytes).step_by(64) {
-        // SAFETY: a hint reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + line).cast()) };
+        _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + line).cast());
     }
 }
 
