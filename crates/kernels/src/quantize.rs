@@ -34,7 +34,8 @@ pub struct QuantizedRows {
     /// `[num_rows, num_inputs / 32]`
     pub(crate) totals: Vec<f32>,
     /// The codes as AMX reads them, one line a row and group, if it does:
-    /// `[num_rows / 16, num_inputs / 32, 16]`
+    /// `[num_rows / 16, num_inputs / 32, 16]`. Or as NEON's dot products do, without blocks of rows:
+    /// `[num_rows, num_inputs / 32]`
     pub(crate) planes: Vec<CacheLine>,
     /// Scales and totals once more, those of sixteen rows together, for AMX:
     /// `[num_rows / 16, num_inputs / 32, 2, 16]`
@@ -59,7 +60,9 @@ impl QuantizedRows {
         let for_amx = isa == Isa::Amx && num_rows >= MIN_AMX_ROWS;
         let num_blocks = if for_amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
         let num_lines = num_blocks * num_inputs / GROUP;
-        self.planes.resize(num_lines * ROWS_PER_BLOCK, CacheLine([0; 64]));
+        let for_dot = isa == Isa::NeonDot;
+        let num_planes = if for_dot { x.len() / GROUP } else { num_lines * ROWS_PER_BLOCK };
+        self.planes.resize(num_planes, CacheLine([0; 64]));
         self.block_scales.resize(num_lines * BLOCK_SCALES, 0.0);
         let codes = DisjointMut::new(&mut self.codes);
         let scales = DisjointMut::new(&mut self.scales);
@@ -77,7 +80,7 @@ impl QuantizedRows {
                     codes.slice(range.clone()),
                     scales.slice(groups.clone()),
                     sums.slice(halves),
-                    totals.slice(groups),
+                    totals.slice(groups.clone()),
                 )
             };
             quantize_groups(isa, &x[range], codes, scales, sums, totals);
@@ -99,6 +102,11 @@ impl QuantizedRows {
                         }
                     }
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if for_dot {
+                // SAFETY: as above, and dot products come with NEON.
+                unsafe { crate::matmul::neon::split(codes, planes.slice(groups)) };
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = (planes, block_scales);

@@ -4,7 +4,7 @@
 //! rows at a time in registers. For integer formats the products of a group are summed exactly in
 //! 32-bit integers, then scaled and added in single precision, group by group: an order that
 //! depends on neither the number of rows nor the threads. AMX and AVX-512 give the same bits, so
-//! that each can take the row counts that it is faster at.
+//! that each can take the row counts that it is faster at; so do all sets of aarch64.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -14,6 +14,8 @@ mod avx2;
 mod avx512;
 mod coded;
 mod float;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod portable;
 
 use crate::Isa;
@@ -206,6 +208,10 @@ fn tile_sums(
                 Isa::Avx512 | Isa::Amx => avx512::tile(format, blocks, input.quantized, rows, sums),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2::tile(format, blocks, input.quantized, rows, sums),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => {
+                    neon::tile(isa, format, blocks, input.quantized, rows, sums);
+                }
                 _ => portable::tile(format, blocks, input.quantized, rows, sums),
             }
         }
