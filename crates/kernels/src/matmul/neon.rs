@@ -86,8 +86,8 @@ fn zero_acc<const ROWS: usize, const REGISTERS: usize>() -> Acc<ROWS, REGISTERS>
 /// # Safety
 /// The machine has NEON; at `block` are the scales of `REGISTERS` registers and, 32 bytes on, their
 /// mins; rows `first..first + ROWS` exist and have such a group.
-#[inline]
-#[target_feature(enable = "neon")]
+// Inlined where the compiler would not, so that nothing leaves its register.
+#[inline(always)]
 unsafe fn add_group<
     const ROWS: usize,
     const REGISTERS: usize,

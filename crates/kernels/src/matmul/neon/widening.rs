@@ -5,9 +5,9 @@ use super::{Acc, BYTES, Dots, HALVES, add_group, store, zero_acc};
 use crate::quantize::QuantizedRows;
 use crate::weight::{Format, GROUP, TILE};
 use std::arch::aarch64::{
-    int16x8_t, int32x4_t, uint32x4_t, vaddq_s32, vandq_u32, vdupq_n_s32, vdupq_n_u32, vget_low_s16,
-    vld1q_u32, vmlal_high_s16, vmlal_s16, vpaddq_s32, vreinterpretq_s16_s32, vreinterpretq_s16_u32,
-    vshrq_n_u32,
+    int16x8_t, int32x4_t, uint32x4_t, vaddq_s32, vandq_u32, vdupq_n_s16, vdupq_n_s32, vdupq_n_u32,
+    vget_low_s16, vld1q_u32, vmlal_high_s16, vmlal_s16, vpaddq_s32, vreinterpretq_s16_s32,
+    vreinterpretq_s16_u32, vshrq_n_u32,
 };
 
 /// Sums of `REGISTERS` registers of outputs from `register` on.
@@ -64,18 +64,7 @@ unsafe fn w4<const ROWS: usize, const REGISTERS: usize>(
             for part in 0..4 {
                 let codes = block.add(4 * TILE + 64 * part + BYTES * register);
                 let pairs = pairs.add(4 * part);
-                for i in 0..REGISTERS {
-                    let packed: uint32x4_t = vld1q_u32(codes.add(BYTES * i).cast());
-                    let w = [
-                        vandq_u32(packed, mask),
-                        vandq_u32(vshrq_n_u32::<4>(packed), mask),
-                        vandq_u32(vshrq_n_u32::<8>(packed), mask),
-                        vandq_u32(vshrq_n_u32::<12>(packed), mask),
-                    ];
-                    for row in 0..ROWS {
-                        add_products(&mut dots[row][i], &w, pairs.add(row * stride));
-                    }
-                }
+                add_products::<ROWS, REGISTERS, 4, 4>(&mut dots, codes, mask, pairs, stride);
             }
             add_group::<ROWS, REGISTERS, GROUP, true>(
                 &mut acc,
@@ -116,13 +105,7 @@ unsafe fn w8<const ROWS: usize, const REGISTERS: usize, const WIDTH: usize, cons
             for part in 0..WIDTH / 4 {
                 let codes = block.add(header + 64 * part + BYTES * register);
                 let pairs = pairs.add(2 * part);
-                for i in 0..REGISTERS {
-                    let packed: uint32x4_t = vld1q_u32(codes.add(BYTES * i).cast());
-                    let w = [vandq_u32(packed, mask), vandq_u32(vshrq_n_u32::<8>(packed), mask)];
-                    for row in 0..ROWS {
-                        add_products(&mut dots[row][i], &w, pairs.add(row * stride));
-                    }
-                }
+                add_products::<ROWS, REGISTERS, 2, 8>(&mut dots, codes, mask, pairs, stride);
             }
             let mut offsets = [0; ROWS];
             for (row, total) in offsets.iter_mut().enumerate() {
@@ -166,22 +149,45 @@ fn joined<const ROWS: usize, const REGISTERS: usize>(
 }
 
 /// Adds the products of `PAIRS` pairs of inputs: `dots` has those of the first two outputs and those
-/// of the other two, even and odd inputs side by side.
+/// of the other two, even and odd inputs side by side. A weight has `BITS` bits.
 ///
 /// # Safety
-/// The machine has NEON; `PAIRS` words are readable at `x`.
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn add_products<const PAIRS: usize>(
-    dots: &mut [int32x4_t; 2],
-    w: &[uint32x4_t; PAIRS],
+/// The machine has NEON; `REGISTERS` registers are readable at `codes`, and `PAIRS` words at `x` and
+/// every `stride` words on for each row.
+#[inline(always)]
+unsafe fn add_products<
+    const ROWS: usize,
+    const REGISTERS: usize,
+    const PAIRS: usize,
+    const BITS: i32,
+>(
+    dots: &mut Dots<ROWS, REGISTERS>,
+    codes: *const u8,
+    mask: uint32x4_t,
     x: *const i32,
+    stride: usize,
 ) {
-    for (pair, w) in w.iter().enumerate() {
-        let w: int16x8_t = vreinterpretq_s16_u32(*w);
-        // SAFETY: as promised by the caller.
-        let x = vreinterpretq_s16_s32(vdupq_n_s32(unsafe { x.add(pair).read_unaligned() }));
-        dots[0] = vmlal_s16(dots[0], vget_low_s16(w), vget_low_s16(x));
-        dots[1] = vmlal_high_s16(dots[1], w, x);
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let mut packed = [mask; REGISTERS];
+        for (i, packed) in packed.iter_mut().enumerate() {
+            *packed = vld1q_u32(codes.add(BYTES * i).cast());
+        }
+        // Pairs outside and rows inside: more inputs at once would not fit in registers.
+        for pair in 0..PAIRS {
+            let mut w = [vdupq_n_s16(0); REGISTERS];
+            for (w, packed) in w.iter_mut().zip(&mut packed) {
+                *w = vreinterpretq_s16_u32(vandq_u32(*packed, mask));
+                *packed = vshrq_n_u32::<BITS>(*packed);
+            }
+            for (row, dots) in dots.iter_mut().enumerate() {
+                let x = vdupq_n_s32(x.add(row * stride + pair).read_unaligned());
+                let x: int16x8_t = vreinterpretq_s16_s32(x);
+                for (dots, &w) in dots.iter_mut().zip(&w) {
+                    dots[0] = vmlal_s16(dots[0], vget_low_s16(w), vget_low_s16(x));
+                    dots[1] = vmlal_high_s16(dots[1], w, x);
+                }
+            }
+        }
     }
 }
