@@ -183,6 +183,13 @@ fn tile_sums(
     sums: &mut TileSums,
 ) {
     match weight.format() {
+        #[cfg(target_arch = "aarch64")]
+        format if format.is_float() && isa != Isa::Portable => {
+            let (values, num_inputs) = (weight.tile(tile), weight.num_inputs());
+            // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which checked
+            // that this machine has NEON.
+            unsafe { neon::float_tile(format, values, input.rows, num_inputs, rows, sums) };
+        }
         Format::F32 => {
             float::tile_f32(
                 isa,

@@ -1,13 +1,15 @@
-//! Tiles of integer weights with NEON: a tile as registers of four outputs, two or four at once.
+//! Tiles with NEON: those of integer weights as registers of four outputs, two or four at once.
 //!
 //! In: packed blocks, quantized rows. Out: sums, with the bits of `portable::tile`: products of a
 //! group are summed exactly, and what follows is the same. `dot` multiplies bytes, four inputs of four
-//! outputs in an instruction; `widening`, for machines without that, 16-bit integers.
+//! outputs in an instruction; `widening`, for machines without that, 16-bit integers. Float weights are in `float`.
 
 mod dot;
+mod float;
 mod widening;
 
 pub(crate) use dot::split;
+pub(super) use float::float_tile;
 
 use super::{MAX_ROWS, TileSums};
 use crate::Isa;
