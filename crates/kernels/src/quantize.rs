@@ -70,6 +70,7 @@ pub struct QuantizedRows {
     pub(crate) bytes_for_w8: Vec<i8>,
     /// The codes as AMX reads them, if it does: of sixteen rows a line each, then what follows in the
     /// rows. A line is one group of 12 bits, `[num_rows / 16, num_inputs / 32, 16]`, or two of 8 bits.
+    /// Or as NEON's dot products do, without blocks of rows: `[num_rows, num_inputs / 32]`
     pub(crate) planes: Vec<CacheLine>,
     /// Scales and totals once more, those of sixteen rows together, for AMX:
     /// `[num_rows / 16, num_inputs / 32, 2, 16]`
@@ -109,7 +110,11 @@ impl QuantizedRows {
         let for_amx = isa == Isa::Amx && num_rows >= MIN_AMX_ROWS;
         let num_blocks = if for_amx { num_rows.div_ceil(ROWS_PER_BLOCK) } else { 0 };
         self.block_scales.resize(num_blocks * num_inputs / GROUP * BLOCK_SCALES, 0.0);
-        let num_lines = num_blocks * self.lines_per_row() * ROWS_PER_BLOCK;
+        let for_dot = isa == Isa::NeonDot;
+        let num_lines = match for_dot {
+            true => x.len() / GROUP,
+            false => num_blocks * self.lines_per_row() * ROWS_PER_BLOCK,
+        };
         self.planes.resize(num_lines, CacheLine([0; 64]));
         let are_bytes = self.activations == Activations::Int8
             && !matches!(isa, Isa::Portable)
@@ -135,7 +140,7 @@ impl QuantizedRows {
                     codes.slice(range.clone()),
                     scales.slice(groups.clone()),
                     sums.slice(halves),
-                    totals.slice(groups),
+                    totals.slice(groups.clone()),
                 )
             };
             quantize_groups(isa, limit, &x[range.clone()], codes, scales, sums, totals);
@@ -172,6 +177,11 @@ impl QuantizedRows {
                         }
                     }
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if for_dot {
+                // SAFETY: as above, and dot products come with NEON.
+                unsafe { crate::matmul::neon::split(codes, planes.slice(groups)) };
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = (planes, block_scales, bytes_for_w4, bytes_for_w8);

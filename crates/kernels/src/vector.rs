@@ -159,9 +159,13 @@ fn lanes_from<const SIZE: usize>(source: &[u8], value: impl Fn([u8; SIZE]) -> f3
     lanes
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::{Neon, eight_halves};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -258,6 +262,9 @@ macro_rules! multivector {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2 $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Avx2>($($arg),*) }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Neon>($($arg),*) }
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which
@@ -266,6 +273,9 @@ macro_rules! multivector {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: as above.
+                $crate::isa::Isa::Neon | $crate::isa::Isa::NeonDot => unsafe { neon($($arg),*) },
                 _ => $body::<$crate::vector::Portable>($($arg),*),
             }
         }

@@ -4,7 +4,7 @@
 //! rows at a time in registers. For integer formats the products of a group are summed exactly in
 //! 32-bit integers, then scaled and added in single precision, group by group: an order that
 //! depends on neither the number of rows nor the threads. AMX and AVX-512 give the same bits, so
-//! that each can take the row counts that it is faster at.
+//! that each can take the row counts that it is faster at; so do all sets of aarch64.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -17,6 +17,8 @@ pub(crate) mod bytes;
 mod coded;
 mod dequantized;
 mod float;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod portable;
 
 use crate::Isa;
@@ -190,6 +192,13 @@ fn tile_sums(
     sums: &mut TileSums,
 ) {
     match weight.format() {
+        #[cfg(target_arch = "aarch64")]
+        format if format.is_float() && isa != Isa::Portable => {
+            let (values, num_inputs) = (weight.tile(tile), weight.num_inputs());
+            // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which checked
+            // that this machine has NEON.
+            unsafe { neon::float_tile(format, values, input.rows, num_inputs, rows, sums) };
+        }
         Format::F32 => {
             float::tile_f32(
                 isa,
@@ -228,6 +237,10 @@ fn tile_sums(
                 Isa::Avx512 | Isa::Amx => avx512::tile(format, blocks, input.quantized, rows, sums),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2::tile(format, blocks, input.quantized, rows, sums),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => {
+                    neon::tile(isa, format, blocks, input.quantized, rows, sums);
+                }
                 _ => portable::tile(format, blocks, input.quantized, rows, sums),
             }
         }

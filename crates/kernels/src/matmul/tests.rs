@@ -263,6 +263,24 @@ fn avx2_and_avx512_give_the_same_bits() {
     }
 }
 
+/// Where multiplication and addition are fused in all sets, no set differs from the portable one.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn all_sets_give_the_bits_of_the_portable_one_for_any_number_of_rows() {
+    let num_inputs = 96;
+    for format in FORMATS {
+        let weight = random_linear(format, 40, num_inputs);
+        for num_rows in 1..=11 {
+            let mut next = noise(num_rows as u32);
+            let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 9.0).collect();
+            let want = run(Isa::Portable, &weight, &x, 1);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, &weight, &x, 2), want, "{format:?}, {num_rows} rows, {isa}");
+            }
+        }
+    }
+}
+
 #[test]
 fn inputs_in_another_order_are_found_where_they_are() {
     let (num_outputs, num_inputs, num_rows) = (40, 96, 11);
