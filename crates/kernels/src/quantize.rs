@@ -5,6 +5,9 @@
 //! stays the only loss. Twelve bits are what AMX multiplies with 4-bit weights in one instruction. With
 //! 8 bits it is 2^-8, and instructions multiply twice as many. A row is quantized from itself alone.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use crate::Isa;
 use crate::isa::multiversion;
 use crate::pool::{DisjointMut, ThreadPool};
@@ -143,7 +146,15 @@ impl QuantizedRows {
                     totals.slice(groups.clone()),
                 )
             };
-            quantize_groups(isa, limit, &x[range.clone()], codes, scales, sums, totals);
+            let x = &x[range.clone()];
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: these are only made where the machine has AVX-512.
+                Isa::Avx512 | Isa::Amx => unsafe {
+                    avx512::quantize_groups(limit, x, codes, scales, sums, totals);
+                },
+                _ => quantize_groups(isa, limit, x, codes, scales, sums, totals),
+            }
             #[cfg(target_arch = "x86_64")]
             if are_bytes {
                 // SAFETY: as above; the machine has AVX2.
@@ -258,6 +269,23 @@ mod tests {
             for (index, &sum) in rows.sums.iter().enumerate() {
                 let codes = &rows.codes[index * 16..index * 16 + 16];
                 assert_eq!(sum, codes.iter().map(|&code| i32::from(code)).sum::<i32>());
+            }
+        }
+    }
+
+    #[test]
+    fn every_set_makes_the_same_numbers() {
+        let x: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 0.71).sin() * (i % 7) as f32).collect();
+        for activations in [Activations::Int12, Activations::Int8] {
+            let of = |isa| {
+                let mut rows = QuantizedRows::new(activations);
+                rows.quantize(&ThreadPool::new(1), isa, &x, 64);
+                let bits =
+                    |numbers: &[f32]| numbers.iter().map(|n| n.to_bits()).collect::<Vec<_>>();
+                (rows.codes, rows.sums, bits(&rows.scales), bits(&rows.totals))
+            };
+            for isa in Isa::available() {
+                assert_eq!(of(isa), of(Isa::Portable), "{isa}, {activations}");
             }
         }
     }

@@ -25,19 +25,22 @@ use crate::weight::{CacheLine, Format, GROUP, TILE};
 use std::arch::x86_64::{
     __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_setr_epi8, _mm256_shuffle_epi8,
     _mm256_storeu_si256, _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
-    _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_si512,
+    _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi16,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
     _mm512_slli_epi32, _mm512_srai_epi16, _mm512_srli_epi32, _mm512_store_si512, _mm512_storeu_ps,
     _mm512_sub_epi8, _mm512_sub_epi16,
 };
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Rows of a block.
 const ROWS: usize = quantize::ROWS_PER_BLOCK;
 /// Groups of which the products are made before those of the first are scaled, so that tiles and
 /// vectors work at once: a multiplication takes fifty cycles, and then its sums go through memory.
 const AHEAD: usize = 2;
+/// Of a weight tile that is unpacked at once: together with the rows' codes it stays in the first-level cache.
+const MAX_UNPACKED_LINES: usize = 16 * 24;
 /// Fewer rows than this are faster without AMX.
 fn min_rows(format: Format, activations: Activations) -> usize {
     match (format, activations) {
@@ -122,17 +125,18 @@ thread_local! {
         RefCell::new(Scratch {
             unpacked: Vec::new(),
             products: Products::ZERO,
-            sums: [[0.0; TILE]; ROWS],
+            sums: Vec::new(),
         })
     };
 }
 
 /// What a thread reuses.
 struct Scratch {
-    /// A weight tile.
+    /// Some groups of a weight tile.
     unpacked: Vec<CacheLine>,
     products: Products,
-    sums: [[f32; TILE]; ROWS],
+    /// Of each block of rows.
+    sums: Vec<[[f32; TILE]; ROWS]>,
 }
 
 impl TileRegisters {
@@ -143,7 +147,7 @@ impl TileRegisters {
         &self,
         format: Format,
         blocks: &[u8],
-        mut next: &[u8],
+        next: &[u8],
         x: &QuantizedRows,
         num_rows: usize,
         store: impl Fn(usize, &[f32; TILE]),
@@ -159,36 +163,66 @@ impl TileRegisters {
             x.block_scales.len() >= num_blocks * x.num_inputs / GROUP * BLOCK_SCALES
                 && x.planes.len() >= num_blocks * x.lines_per_row() * ROWS
         );
+        let num_groups = x.num_inputs / format.group();
+        let num_parts = (num_groups * lines_per_group).div_ceil(MAX_UNPACKED_LINES);
+        let groups_per_part = num_groups.div_ceil(num_parts.max(1)).max(1);
         SCRATCH.with_borrow_mut(|Scratch { unpacked, products, sums }| {
-            let num_lines = x.num_inputs / format.group() * lines_per_group;
-            unpacked.resize(num_lines, CacheLine([0; 64]));
-            // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
-            unsafe { unpack_into(format, blocks, lines_per_group, unpacked) };
+            unpacked.resize(groups_per_part * lines_per_group, CacheLine([0; 64]));
+            sums.resize(sums.len().max(num_blocks), [[0.0; TILE]; ROWS]);
             let mut first = 0;
-            while num_rows - first >= min_rows {
-                let is_half = num_rows - first <= ROWS / 2;
-                self.configure(if is_half { ROWS / 2 } else { ROWS }, 4 * lines_per_group);
-                // SAFETY: this thread's registers are configured for the format and the rows; by
-                // the assertions there are sixteen rows from `first`.
-                unsafe {
-                    if is_half {
-                        block::<{ ROWS / 2 }>(
-                            format, blocks, next, unpacked, x, first, products, sums,
-                        );
-                    } else {
-                        block::<ROWS>(format, blocks, next, unpacked, x, first, products, sums);
+            for start in (0..num_groups).step_by(groups_per_part) {
+                let groups = start..(start + groups_per_part).min(num_groups);
+                let unpacked = &mut unpacked[..groups.len() * lines_per_group];
+                let part = &blocks[start * format.group_bytes()..];
+                // SAFETY: AVX-512 comes with AMX; the assertion above covers what is read.
+                unsafe { unpack_into(format, part, lines_per_group, unpacked) };
+                let is_last = groups.end == num_groups;
+                let mut work =
+                    Work { format, blocks, next, unpacked, groups, x, first: 0, products };
+                first = 0;
+                while num_rows - first >= min_rows {
+                    let is_half = num_rows - first <= ROWS / 2;
+                    self.configure(if is_half { ROWS / 2 } else { ROWS }, 4 * lines_per_group);
+                    let sums = &mut sums[first / ROWS];
+                    work.first = first;
+                    // SAFETY: this thread's registers are configured for the format and the rows; by
+                    // the assertions there are sixteen rows from `first`.
+                    unsafe {
+                        if is_half {
+                            block::<{ ROWS / 2 }>(&mut work, sums);
+                        } else {
+                            block::<ROWS>(&mut work, sums);
+                        }
                     }
+                    work.next = &[];
+                    let end = num_rows.min(first + ROWS);
+                    if is_last {
+                        for (row, sums) in (first..end).zip(&*sums) {
+                            store(row, sums);
+                        }
+                    }
+                    first = end;
                 }
-                next = &[];
-                let end = num_rows.min(first + ROWS);
-                for (row, sums) in (first..end).zip(&*sums) {
-                    store(row, sums);
-                }
-                first = end;
             }
             first
         })
     }
+}
+
+/// Groups of a weight tile, and the rows that they meet.
+struct Work<'a> {
+    format: Format,
+    /// The whole tile.
+    blocks: &'a [u8],
+    /// The whole next one, or nothing.
+    next: &'a [u8],
+    /// The groups alone.
+    unpacked: &'a [CacheLine],
+    groups: Range<usize>,
+    x: &'a QuantizedRows,
+    /// The first of the rows.
+    first: usize,
+    products: &'a mut Products,
 }
 
 /// Lines of a group of an unpacked tile, each of four codes of sixteen outputs: of 4-bit weights for
@@ -259,31 +293,20 @@ fn code_bytes(format: Format) -> usize {
     if format == Format::W4 { TILE * GROUP / 2 } else { TILE * format.group() }
 }
 
+/// Adds the groups' products to `sums`, or begins with them if they are the tile's first.
+///
 /// # Safety
-/// The machine has AVX-512 F; [`TileRegisters`] are configured; `unpacked` and `blocks` hold the
+/// The machine has AVX-512 F; [`TileRegisters`] are configured; `unpacked` holds the groups and `blocks` the
 /// tile; `x` has room for sixteen rows from `first`.
-#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
-unsafe fn block<const NUM_ROWS: usize>(
-    format: Format,
-    blocks: &[u8],
-    next: &[u8],
-    unpacked: &[CacheLine],
-    x: &QuantizedRows,
-    first: usize,
-    products: &mut Products,
-    sums: &mut [[f32; TILE]; ROWS],
-) {
-    let bytes = format.group_bytes();
+unsafe fn block<const NUM_ROWS: usize>(work: &mut Work<'_>, sums: &mut [[f32; TILE]; ROWS]) {
     macro_rules! block_of {
         ($width:expr, $has_min:literal, $kind:expr) => {
-            block_of::<{ $width }, $has_min, { $kind }, NUM_ROWS>(
-                blocks, next, bytes, unpacked, x, first, products, sums,
-            )
+            block_of::<{ $width }, $has_min, { $kind }, NUM_ROWS>(work, sums)
         };
     }
     // SAFETY: as promised by the caller.
     unsafe {
-        match (format, x.activations == Activations::Int8) {
+        match (work.format, work.x.activations == Activations::Int8) {
             (Format::W4, false) => block_of!(GROUP, true, TWICE),
             (Format::W4, true) => block_of!(GROUP, true, BYTES),
             (Format::W8 { group: 16, .. }, false) => block_of!(16, false, HALVES),
@@ -315,40 +338,41 @@ macro_rules! for_each_row {
 /// # Safety
 /// As [`block`].
 #[target_feature(enable = "avx512f")]
-#[expect(clippy::too_many_arguments, reason = "a kernel's operands")]
 unsafe fn block_of<
     const WIDTH: usize,
     const HAS_MIN: bool,
     const KIND: u8,
     const NUM_ROWS: usize,
 >(
-    blocks: &[u8],
-    next: &[u8],
-    group_bytes: usize,
-    unpacked: &[CacheLine],
-    x: &QuantizedRows,
-    first: usize,
-    products: &mut Products,
+    work: &mut Work<'_>,
     sums: &mut [[f32; TILE]; ROWS],
 ) {
-    let num_groups = x.num_inputs / WIDTH;
+    let Work { format, blocks, next, unpacked, ref groups, x, first, ref mut products } = *work;
+    let (group_bytes, num_groups) = (format.group_bytes(), groups.len());
     // Activations have a scale for 32 inputs, whatever the weights have.
     let start = first / ROWS * (x.num_inputs / GROUP);
     let first_line = first / ROWS * x.lines_per_row();
     let codes_per_line = if KIND == BYTES { 64 } else { GROUP };
     let lines = if KIND == TWICE { WIDTH / 2 } else { WIDTH / 4 };
     let mut acc = [_mm512_setzero_ps(); ROWS];
+    if groups.start > 0 {
+        for (acc, sums) in acc.iter_mut().zip(&*sums).take(NUM_ROWS) {
+            // SAFETY: a tile's sums are sixteen floats.
+            *acc = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+        }
+    }
     // SAFETY: `blocks`, `unpacked` and `x` hold all groups of the tile and of sixteen rows.
     unsafe {
         for ahead in 0..num_groups + AHEAD {
             if ahead < num_groups {
-                let line = first_line + ahead * WIDTH / codes_per_line;
+                let group = groups.start + ahead;
+                let line = first_line + group * WIDTH / codes_per_line;
                 let planes = x.planes.as_ptr().add(line * ROWS).cast::<u8>();
-                let planes = planes.add(ahead * WIDTH % codes_per_line);
+                let planes = planes.add(group * WIDTH % codes_per_line);
                 let weights = unpacked.as_ptr().add(ahead * lines);
                 registers::multiply::<KIND>(ahead % 2 == 0, planes, weights);
                 // Memory works while we multiply, a few lines at a time: it takes no more.
-                let next = next.get(ahead * group_bytes..).unwrap_or_default();
+                let next = next.get(group * group_bytes..).unwrap_or_default();
                 for line in next.chunks(64).take(group_bytes.div_ceil(64)) {
                     _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
                 }
@@ -359,6 +383,7 @@ unsafe fn block_of<
             }
             let Some(group) = ahead.checked_sub(AHEAD) else { continue };
             let products = products.0[group % 2].as_ptr().cast::<__m512i>();
+            let group = groups.start + group;
             let block = blocks.as_ptr().add(group * group_bytes);
             let scale: __m512 = halves(block);
             let min = if HAS_MIN { halves(block.add(32)) } else { _mm512_setzero_ps() };
