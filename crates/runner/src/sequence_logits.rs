@@ -5,7 +5,7 @@ use crate::layout::{KvCacheDtype, pool_layout};
 use std::sync::Arc;
 use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
-use weft_kernels::{Arena, KvDtype, PlacedAdapter};
+use weft_kernels::{Arena, KvDtype, PlacedAdapter, ThreadPool};
 use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
 use weft_types::{BlockId, PackedAdapter, TokenId};
 
@@ -24,7 +24,8 @@ pub fn sequence_logits(
     let chunk_bytes = pool_layout(&model.config, KvCacheDtype::F32);
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut device = CpuDevice::new(&model.config, num_threads, KvDtype::F32, arena, num_rows);
+    let pool = ThreadPool::new(num_threads);
+    let mut device = CpuDevice::new(&model.config, pool, KvDtype::F32, arena, num_rows);
     let chunks: Vec<_> =
         (num_blocks..num_blocks + num_chunks).map(|chunk| BlockId(chunk as u32)).collect();
     let adapter =

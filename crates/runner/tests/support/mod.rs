@@ -26,6 +26,7 @@ pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
         max_num_batched_tokens: 64,
         kv_dtype: Some(KvCacheDtype::F32),
         num_threads,
+        cores: Vec::new(),
         max_lora_rank: 512,
     }
 }
