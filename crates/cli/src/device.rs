@@ -10,9 +10,9 @@ use crate::args::serve::{
     DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat, PinThreads,
     QuantizeChoice,
 };
-use crate::{cores, machine};
 use crate::progress::count_bar;
 use crate::size::ByteSize;
+use crate::{cores, machine};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::sync::Arc;

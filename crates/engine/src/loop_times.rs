@@ -123,8 +123,12 @@ mod tests {
     #[test]
     fn waiting_for_work_is_not_counted_against_the_busy_share() {
         let seconds = Duration::from_secs;
-        let times =
-            LoopTimes { execute: seconds(6), plan: seconds(1), tell: seconds(1), idle: seconds(99) };
+        let times = LoopTimes {
+            execute: seconds(6),
+            plan: seconds(1),
+            tell: seconds(1),
+            idle: seconds(99),
+        };
         assert!((times.busy_share() - 0.75).abs() < 1e-9);
         assert!((LoopTimes::default().busy_share() - 1.0).abs() < 1e-9);
     }

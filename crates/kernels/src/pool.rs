@@ -154,7 +154,8 @@ impl Drop for ThreadPool {
 
 impl Shared {
     fn work(&self, index: usize) {
-        self.gate.work(index, |job| {
+        let has_work = || self.parts.has_work();
+        self.gate.work(index, has_work, |job| {
             // SAFETY: this thread is inside, so `run` has not returned.
             let body = unsafe { &*job.body };
             let done = catch_unwind(AssertUnwindSafe(|| self.parts.work(&job.split, index, body)));

@@ -83,8 +83,8 @@ impl<J: Copy + Send> Gate<J> {
     }
 
     /// Lets worker `index` do its share of jobs, as `body` says with each job, until
-    /// [`Self::stop`].
-    pub(super) fn work(&self, index: usize, mut body: impl FnMut(J)) {
+    /// [`Self::stop`]. Others are woken for a job only while it still `has_work`.
+    pub(super) fn work(&self, index: usize, has_work: impl Fn() -> bool, body: impl Fn(J)) {
         let _ = self.worker(index).thread.set(std::thread::current());
         let mut seen = 0;
         let mut done_epoch = 0;
@@ -103,7 +103,9 @@ impl<J: Copy + Send> Gate<J> {
             if state & OPEN != 0 && epoch != done_epoch && index < participants(state) {
                 if let Some(inside) = self.try_enter(index, state) {
                     done_epoch = epoch;
-                    self.wake_from(index, participants(state));
+                    if has_work() {
+                        self.wake_from(index, participants(state));
+                    }
                     body(inside.job);
                 }
                 wait = Wait::default();

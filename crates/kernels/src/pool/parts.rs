@@ -78,6 +78,11 @@ impl Parts {
         self.unfinished.0.store(all, Ordering::Relaxed);
     }
 
+    /// Whether there are items that nobody has claimed, of the job that is open.
+    pub(super) fn has_work(&self) -> bool {
+        self.unfinished.0.load(Ordering::Relaxed) != 0
+    }
+
     /// Lets nobody begin with another's part any more.
     pub(super) fn give_up(&self) {
         self.unfinished.0.store(0, Ordering::Relaxed);

@@ -111,8 +111,10 @@ impl Row<'_> {
             if maxima[block] >= floor {
                 let tokens = (block * BLOCK) as TokenId..;
                 let found = tokens.zip(logits).filter(|&(_, &logit)| logit >= floor);
-                kept.extend(found.map(|(token, &logit)| {
-                    Candidate { token, logit, weight: weight(logit, self.max, scale) }
+                kept.extend(found.map(|(token, &logit)| Candidate {
+                    token,
+                    logit,
+                    weight: weight(logit, self.max, scale),
                 }));
             }
         }
@@ -171,10 +173,7 @@ const FEW: usize = 32;
 /// How many candidates, in order, it takes until their mass `is_enough`; all, if it never is. They come
 /// to the beginning of `candidates`, the last of them last. Time is linear: only the part in which the
 /// end lies is put in order.
-pub(super) fn prefix_until(
-    candidates: &mut [Candidate],
-    is_enough: impl Fn(f64) -> bool,
-) -> usize {
+pub(super) fn prefix_until(candidates: &mut [Candidate], is_enough: impl Fn(f64) -> bool) -> usize {
     let (mut start, mut end) = (0, candidates.len());
     let mut mass_before = 0.0;
     while end - start > FEW {

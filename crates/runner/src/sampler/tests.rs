@@ -152,9 +152,11 @@ fn draws_are_those_of_a_sorted_row() {
         // Rows of one block and of many, flat and peaked, some with many ties.
         let len = pick(&[5.0, 64.0, 200.0, 1500.0]) as usize;
         let (spread, step) = (pick(&[0.5, 4.0, 30.0]), pick(&[0.0, 0.5]));
-        let noise = |x: f32| if step > 0.0 { (x * spread / step).round() * step } else { x * spread };
-        let mut logits: Vec<f32> =
-            (0..len).map(|_| noise(pick(&[0.0, 0.3, 0.7, 1.0]) + pick(&[0.01, 0.02, 0.05]))).collect();
+        let noise =
+            |x: f32| if step > 0.0 { (x * spread / step).round() * step } else { x * spread };
+        let mut logits: Vec<f32> = (0..len)
+            .map(|_| noise(pick(&[0.0, 0.3, 0.7, 1.0]) + pick(&[0.01, 0.02, 0.05])))
+            .collect();
         if round % 7 == 0 && len > 2 {
             logits[1] = f32::NEG_INFINITY;
         }
