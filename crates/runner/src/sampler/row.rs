@@ -103,8 +103,10 @@ impl Row<'_> {
         found.map_or_else(|| self.arg_max(), |token| token as TokenId)
     }
 
-    /// Keeps those of at least `floor`, in no order, and returns their mass. Blocks below it are skipped.
+    /// Keeps those of at least `floor`, in no order, and returns their mass. Blocks below it are skipped,
+    /// and so is what can never be drawn.
     pub(super) fn keep_at_least(&mut self, floor: f32, scale: f32) -> f64 {
+        let floor = floor.max(f32::MIN);
         let Scratch { maxima, kept, .. } = &mut *self.scratch;
         kept.clear();
         for (block, logits) in self.logits.chunks(BLOCK).enumerate() {
@@ -169,24 +171,60 @@ fn in_order(a: &Candidate, b: &Candidate) -> Ordering {
 
 /// Where candidates are fewer, they are sorted.
 const FEW: usize = 32;
+/// Ranges of logits that candidates are divided into.
+const NUM_RANGES: usize = 256;
 
 /// How many candidates, in order, it takes until their mass `is_enough`; all, if it never is. They come
-/// to the beginning of `candidates`, the last of them last. Time is linear: only the part in which the
-/// end lies is put in order.
+/// to the beginning of `candidates`, the last of them last. Time is linear: candidates are divided by
+/// ranges of logits, and only that in which the end lies is divided again or sorted.
 pub(super) fn prefix_until(candidates: &mut [Candidate], is_enough: impl Fn(f64) -> bool) -> usize {
     let (mut start, mut end) = (0, candidates.len());
     let mut mass_before = 0.0;
     while end - start > FEW {
         let part = &mut candidates[start..end];
-        let half = part.len() / 2;
-        part.select_nth_unstable_by(half - 1, in_order);
-        let mass: f64 = part[..half].iter().map(|candidate| candidate.weight).sum();
-        if is_enough(mass_before + mass) {
-            end = start + half;
-        } else {
-            mass_before += mass;
-            start += half;
+        let logits = || part.iter().map(|candidate| candidate.logit);
+        let (max, min) = (logits().fold(f32::MIN, f32::max), logits().fold(f32::MAX, f32::min));
+        if max <= min {
+            break;
         }
+        // Each rounds to the same side or not at all, so no range has a logit above one before it.
+        let per_logit = (NUM_RANGES as f32 / (max - min)).min(f32::MAX);
+        let range = |candidate: &Candidate| {
+            (((max - candidate.logit) * per_logit) as usize).min(NUM_RANGES - 1)
+        };
+        let mut masses = [0.0; NUM_RANGES];
+        let mut last = 0;
+        for candidate in &*part {
+            let range = range(candidate);
+            masses[range] += candidate.weight;
+            last = last.max(range);
+        }
+        if last == 0 {
+            // Too close together, or too far apart, to be divided.
+            break;
+        }
+        let mut chosen = 0;
+        while chosen < last && !is_enough(mass_before + masses[chosen]) {
+            mass_before += masses[chosen];
+            chosen += 1;
+        }
+        // Those of earlier ranges, those of the chosen, those of later ones.
+        let (mut num_earlier, mut next, mut first_later) = (0, 0, part.len());
+        while next < first_later {
+            match range(&part[next]).cmp(&chosen) {
+                Ordering::Less => {
+                    part.swap(num_earlier, next);
+                    (num_earlier, next) = (num_earlier + 1, next + 1);
+                }
+                Ordering::Equal => next += 1,
+                Ordering::Greater => {
+                    first_later -= 1;
+                    part.swap(next, first_later);
+                }
+            }
+        }
+        end = start + first_later;
+        start += num_earlier;
     }
     candidates[start..end].sort_unstable_by(in_order);
     for (index, candidate) in (start..end).zip(&candidates[start..end]) {

@@ -116,10 +116,11 @@ fn logits_that_are_not_finite_are_refused() {
 fn choose_by_sorting(logits: &[f32], sampling: &SamplingParams, u: f64) -> TokenId {
     let max = logits.iter().copied().fold(f32::MIN, f32::max);
     let weight = |x: f32| (f64::from(x - max) / f64::from(sampling.temperature)).exp();
+    let cuts_k = sampling.top_k > 0 && (sampling.top_k as usize) < logits.len();
     let mut all: Vec<_> = (0..).zip(logits).map(|(token, &x)| (token, x, weight(x))).collect();
-    if sampling.top_k > 0 || sampling.top_p < 1.0 || sampling.min_p > 0.0 {
+    if cuts_k || sampling.top_p < 1.0 || sampling.min_p > 0.0 {
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        if sampling.top_k > 0 {
+        if cuts_k {
             all.truncate(sampling.top_k as usize);
         }
         let limit = f64::from(sampling.top_p) * all.iter().map(|entry| entry.2).sum::<f64>();
@@ -183,6 +184,17 @@ fn draws_are_those_of_a_sorted_row() {
         assert!(logits[got as usize] > f32::NEG_INFINITY);
     }
     assert!(num_alike > 2900, "{num_alike}");
+}
+
+#[test]
+fn a_prefix_is_found_among_logits_as_close_or_as_far_apart_as_numbers_can_be() {
+    for logits in [[0.0, 1e-45], [1.0, 1.0 + f32::EPSILON], [-3e38, 3e38], [2.0, 2.0]] {
+        let row: Vec<f32> = (0..300).map(|i| logits[i % 2]).collect();
+        let sampling = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
+        let drawn = [0.0, 0.5, 0.999].map(|u| look_at(&row, |row, _| choose(row, &sampling, u)));
+        let want = [0.0, 0.5, 0.999].map(|u| choose_by_sorting(&row, &sampling, u));
+        assert_eq!(drawn, want, "{logits:?}");
+    }
 }
 
 /// Not a test: `cargo test -p weft-runner -- --ignored --nocapture microseconds_of_a_draw`.
