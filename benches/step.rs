@@ -382,7 +382,13 @@ impl Bench {
         let chunks_of_all: usize = packed.iter().map(|(_, adapter)| adapter.num_chunks).sum();
         let arena = Arena::new(first_adapter_chunk + MOST_SEQUENCES * chunks_of_all, chunk_bytes);
         let max_len = BLOCKS * BLOCK_SIZE;
-        let mut device = CpuDevice::new(&model.config, num_threads, KvDtype::F16, arena, max_len);
+        let mut device = CpuDevice::new(
+            &model.config,
+            ThreadPool::new(num_threads),
+            KvDtype::F16,
+            arena,
+            max_len,
+        );
         let mut next = first_adapter_chunk;
         let mut adapters: BTreeMap<usize, Vec<_>> = BTreeMap::new();
         for _ in 0..MOST_SEQUENCES {

@@ -8,11 +8,11 @@ mod gpu;
 use crate::args::EngineArgs;
 use crate::args::serve::{
     CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
-    QuantizeChoice,
+    PinThreads, QuantizeChoice,
 };
-use crate::machine;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
+use crate::{cores, machine};
 use anyhow::{Context, Result, bail};
 use std::fmt::Write;
 use std::path::Path;
@@ -67,8 +67,12 @@ pub struct ModelFacts {
 /// What computes on this machine.
 #[must_use]
 pub fn describe_device(num_threads: usize) -> String {
-    let num_threads = if num_threads == 0 { machine::num_cores() } else { num_threads };
-    format!("CPU, {}, {num_threads} threads", Isa::detect())
+    format!("CPU, {}, {} threads", Isa::detect(), num_threads_of(num_threads))
+}
+
+/// `--threads`, of which 0 is one per core.
+fn num_threads_of(asked: usize) -> usize {
+    if asked == 0 { machine::num_cores() } else { asked }
 }
 
 /// Loads the model at `path` and makes an executor within the limits of `args`, for adapters
@@ -87,6 +91,9 @@ pub fn build_executor(
         DeviceChoice::Cpu => None,
     };
     if let Some(gpu) = gpu {
+        if args.pin_threads == PinThreads::On {
+            bail!("--pin-threads is for threads that compute on the CPU: leave it out");
+        }
         return gpu::build(&gpu, path, args, max_lora_rank);
     }
     let kv_dtype = asked_kv_dtype(args.kv_cache_dtype);
@@ -97,6 +104,7 @@ pub fn build_executor(
     if args.load_format == LoadFormat::Dummy {
         bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
+    let cores = cores::choose(args.pin_threads, num_threads_of(args.threads))?;
     let model = load(path, args)?;
     let kv_dtype = kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
@@ -107,7 +115,11 @@ pub fn build_executor(
         let _ = write!(device, ", {} activations", activations(args));
     }
     let base_weights = Some(base_weights::in_memory(&model.weights));
-    let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
+    if !cores.is_empty() {
+        device.push_str(", each bound to a processor");
+    }
+    let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
+    let executor = CpuExecutor::new(model, &RunnerConfig { cores, ..config })?;
     let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
     Ok(BuiltExecutor { base_weights, ..built })
 }
@@ -308,6 +320,7 @@ impl MemoryPlan {
             kv_dtype: Some(kv_dtype),
             activations: activations(args),
             num_threads: args.threads,
+            cores: Vec::new(),
             max_lora_rank,
         })
     }

@@ -23,6 +23,7 @@ pub mod embedding;
 pub mod isa;
 pub mod kv;
 mod lanes;
+pub mod logits;
 pub mod lora;
 pub mod matmul;
 pub mod norm;

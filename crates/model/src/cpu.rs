@@ -103,20 +103,20 @@ impl GivenKv {
 }
 
 impl CpuDevice {
-    /// A device with its KV cache in `arena`, for sequences of at most `max_model_len`.
+    /// A device that computes on `pool`, with its KV cache in `arena`, for sequences of at most `max_model_len`.
     ///
     /// # Panics
     /// When a KV block is larger than a chunk of the arena.
     #[must_use]
     pub fn new(
         config: &ModelConfig,
-        num_threads: usize,
+        pool: ThreadPool,
         kv_dtype: KvDtype,
         arena: Arena,
         max_model_len: usize,
     ) -> Self {
         Self {
-            pool: ThreadPool::new(num_threads),
+            pool,
             isa: Isa::detect(),
             cache: KvCache::new(kv_shape(config), kv_dtype, arena),
             rope: RopeTable::new(&config.rope.frequencies(), max_model_len, 1.0),

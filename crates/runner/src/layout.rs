@@ -28,6 +28,8 @@ pub struct RunnerConfig {
     pub activations: Activations,
     /// Threads; 0 is one per core.
     pub num_threads: usize,
+    /// Logical processors that the CPU's threads are bound to, one each; empty: to none.
+    pub cores: Vec<usize>,
     /// The largest rank of an adapter.
     pub max_lora_rank: usize,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
 use weft_kernels::quantize::Activations;
-use weft_kernels::{Arena, KvDtype, PlacedAdapter};
+use weft_kernels::{Arena, KvDtype, PlacedAdapter, ThreadPool};
 use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
 use weft_types::{BlockId, PackedAdapter, TokenId};
 
@@ -53,7 +53,8 @@ pub fn sequence_logits_in(
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
     let SequenceNumbers { activations, kv_dtype } = numbers;
-    let mut device = CpuDevice::new(&model.config, num_threads, kv_dtype, arena, num_rows)
+    let pool = ThreadPool::new(num_threads);
+    let mut device = CpuDevice::new(&model.config, pool, kv_dtype, arena, num_rows)
         .with_activations(activations);
     let chunks: Vec<_> =
         (num_blocks..num_blocks + num_chunks).map(|chunk| BlockId(chunk as u32)).collect();

@@ -74,6 +74,7 @@ pub(crate) fn runner_config(model: &LoadedModel, setup: Setup) -> RunnerConfig {
         kv_dtype: Some(setup.kv_dtype),
         activations: setup.activations,
         num_threads: setup.num_threads,
+        cores: Vec::new(),
         max_lora_rank: 512,
     }
 }

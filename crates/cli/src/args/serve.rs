@@ -183,6 +183,18 @@ pub enum LoadFormat {
     Dummy,
 }
 
+/// Whether threads that compute are bound to processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PinThreads {
+    /// Where whole processors are this process's own, and one is left for everything else.
+    #[default]
+    Auto,
+    /// Always; refused where there are fewer processors than threads.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What to do with the float weights of a Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum QuantizeChoice {
@@ -296,6 +308,9 @@ pub struct EngineArgs {
     /// Threads that compute; 0 is one per core.
     #[arg(long, default_value_t = 0, env = "WEFT_THREADS", value_name = "N")]
     pub threads: usize,
+    /// Bind each of these threads to a processor. auto: if the machine has one more than threads.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_PIN_THREADS")]
+    pub pin_threads: PinThreads,
     /// Which idle adapters and prefixes leave the memory first: gdsf (by frequency, cost and size),
     /// lru or chameleon.
     #[arg(long, default_value = "gdsf", env = "WEFT_EVICTION", value_name = "POLICY")]

@@ -28,6 +28,7 @@ pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
         kv_dtype: Some(KvCacheDtype::F32),
         activations: Activations::default(),
         num_threads,
+        cores: Vec::new(),
         max_lora_rank: 512,
     }
 }
