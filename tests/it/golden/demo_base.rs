@@ -87,19 +87,32 @@ fn at_least_nine_of_ten_greedy_continuations_are_the_oracles() {
     assert!(num_same(&load(), &cases) >= 9);
 }
 
-/// Mean negative log likelihood of each token after the first.
-fn mean_nll(model: &LoadedModel, tokens: &[u32], numbers: SequenceNumbers) -> f64 {
-    let logits = sequence_logits_in(model, None, 0, tokens, numbers);
-    let rows = logits.chunks_exact(model.spec().vocab_size);
-    let nll: f64 = rows
-        .zip(&tokens[1..])
-        .map(|(row, &next)| {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let total: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
-            total.ln() + f64::from(max) - f64::from(row[next as usize])
-        })
-        .sum();
-    nll / (tokens.len() - 1) as f64
+/// Log probabilities of all tokens at each position.
+fn log_probabilities(model: &LoadedModel, tokens: &[u32], numbers: SequenceNumbers) -> Vec<f32> {
+    let mut logits = sequence_logits_in(model, None, 0, tokens, numbers);
+    for row in logits.chunks_exact_mut(model.spec().vocab_size) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+        let normalizer = max + total.ln() as f32;
+        row.iter_mut().for_each(|x| *x -= normalizer);
+    }
+    logits
+}
+
+/// Of each token after the first.
+fn mean_nll(log_probabilities: &[f32], tokens: &[u32]) -> f64 {
+    let rows = log_probabilities.chunks_exact(log_probabilities.len() / tokens.len());
+    let total: f64 =
+        rows.zip(&tokens[1..]).map(|(row, &next)| -f64::from(row[next as usize])).sum();
+    total / (tokens.len() - 1) as f64
+}
+
+/// Mean Kullback-Leibler divergence from what is wanted, in nats a token.
+fn divergence(got: &[f32], want: &[f32], num_tokens: usize) -> f64 {
+    let terms = got.iter().zip(want);
+    let total: f64 =
+        terms.map(|(&got, &want)| f64::from(want).exp() * (f64::from(want) - f64::from(got))).sum();
+    total / num_tokens as f64
 }
 
 #[test]
@@ -108,25 +121,26 @@ fn perplexity_is_within_half_a_percent_of_the_oracles_and_of_single_precision() 
     let tokens = ids(&file["ids"]);
     let model = load();
     let oracle = file["mean_nll"].as_f64().unwrap();
-    let f32_activations = SequenceNumbers { activations: Activations::F32, ..Default::default() };
-    let reference = mean_nll(&model, &tokens, f32_activations);
-    println!(
-        "perplexity is {:.6} times the oracle's in single precision",
-        (reference - oracle).exp()
-    );
+    let numbers = |activations, kv_dtype| SequenceNumbers { activations, kv_dtype };
+    let want = log_probabilities(&model, &tokens, numbers(Activations::F32, KvDtype::F32));
+    let reference = mean_nll(&want, &tokens);
+    println!("single precision: {:.6} times the oracle's", (reference - oracle).exp());
     assert!((reference - oracle).abs() < 1e-4);
-    for (activations, kv_dtype, limit) in [
-        (Activations::Int12, KvDtype::F32, 0.005),
-        (Activations::Int12, KvDtype::F16, 0.005),
-        (Activations::Int12, KvDtype::Int8, 0.005),
-        (Activations::F32, KvDtype::Int8, 0.005),
-        (Activations::Int8, KvDtype::F32, 0.005),
-        (Activations::Int8, KvDtype::Int8, 0.005),
+    // Eight bits are less precise: two hundred tokens say that only roughly.
+    for (activations, kv_dtype, limits) in [
+        (Activations::Int12, KvDtype::F32, (0.005, 1e-4)),
+        (Activations::Int12, KvDtype::F16, (0.005, 1e-4)),
+        (Activations::Int12, KvDtype::Int8, (0.005, 1e-3)),
+        (Activations::F32, KvDtype::Int8, (0.005, 1e-3)),
+        (Activations::Int8, KvDtype::F32, (0.02, 1e-2)),
+        (Activations::Int8, KvDtype::Int8, (0.02, 1e-2)),
     ] {
-        let nll = mean_nll(&model, &tokens, SequenceNumbers { activations, kv_dtype });
-        let ratio = (nll - reference).exp();
-        println!("{activations} activations, {kv_dtype:?} cache: {ratio:.5} times that");
-        assert!((ratio - 1.0).abs() < limit, "{activations} {kv_dtype:?}: {ratio}");
+        let got = log_probabilities(&model, &tokens, numbers(activations, kv_dtype));
+        let ratio = (mean_nll(&got, &tokens) - reference).exp();
+        let divergence = divergence(&got, &want, tokens.len());
+        let what = format!("{activations} activations, {kv_dtype:?} cache");
+        println!("{what}: {ratio:.5} times that, divergence {divergence:.2e}");
+        assert!((ratio - 1.0).abs() < limits.0 && divergence < limits.1, "{what}");
     }
 }
 

@@ -240,7 +240,8 @@ pub enum KvCacheDtype {
 pub enum CpuActivationsChoice {
     /// 12-bit integers in groups of 32: about as precise as half floats.
     Int12,
-    /// 8-bit integers in groups of 32: less work, less precise.
+    /// 8-bit integers in groups of 32: 5 to 10 % less time on AMX, up to twice the speed of linears on AVX2;
+    /// perplexity changes by about half a percent (int12: 0.03 %).
     #[value(alias = "i8")]
     Int8,
     /// Single precision, as weights become in registers: the reference, much slower.

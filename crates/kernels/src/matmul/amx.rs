@@ -41,17 +41,11 @@ const ROWS: usize = quantize::ROWS_PER_BLOCK;
 const AHEAD: usize = 2;
 /// Of a weight tile that is unpacked at once: together with the rows' codes it stays in the first-level cache.
 const MAX_UNPACKED_LINES: usize = 16 * 24;
-/// Fewer rows than this are faster without AMX.
-fn min_rows(format: Format, activations: Activations) -> usize {
-    match (format, activations) {
-        // AVX-512 is faster with these, and needs to unpack nothing.
-        (Format::W8 { group: 32, .. }, Activations::Int8) => 10,
-        (Format::W4, Activations::Int8) => 12,
-        (_, Activations::Int8) => 14,
-        // Groups of sixteen fill half a tile.
-        (Format::W8 { group: 16, .. }, _) => 10,
-        _ => quantize::MIN_AMX_ROWS,
-    }
+/// Fewer rows than this are faster without AMX. With 8-bit activations AVX-512 is faster up to ten rows
+/// where weights are in the cache, but in a model they are not, and nothing fetches the next tile there.
+fn min_rows(format: Format) -> usize {
+    // Groups of sixteen fill half a tile.
+    if format.group() == 16 { 10 } else { quantize::MIN_AMX_ROWS }
 }
 
 /// Order in which the codes of eight inputs lie in a line: those of the first four bytes of each
@@ -152,7 +146,7 @@ impl TileRegisters {
         num_rows: usize,
         store: impl Fn(usize, &[f32; TILE]),
     ) -> usize {
-        let min_rows = min_rows(format, x.activations);
+        let min_rows = min_rows(format);
         if num_rows < min_rows {
             return 0;
         }
