@@ -20,7 +20,9 @@ fn main() {
     println!("|---|---|---|---|---|");
     for num_threads in THREADS {
         let pool = ThreadPool::new(num_threads);
-        let empty = times(4000, || pool.run(8 * num_threads, 1, |items| drop(black_box(items))));
+        let empty = times(4000, || {
+            pool.run(8 * num_threads, 1, |items| assert!(!black_box(items).is_empty()))
+        });
         let linear = times(1000, || {
             pool.run(36, 36_usize.div_ceil(8 * num_threads), |items| work(2_000 * items.len()));
         });
@@ -31,7 +33,7 @@ fn main() {
         for _ in 0..100 {
             std::thread::sleep(NAP);
             let began = Instant::now();
-            pool.run(8 * num_threads, 1, |items| drop(black_box(items)));
+            pool.run(8 * num_threads, 1, |items| assert!(!black_box(items).is_empty()));
             woken.push(began.elapsed());
         }
         let cells = [empty, linear, wide, woken].map(cell).join(" | ");
