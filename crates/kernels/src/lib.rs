@@ -32,6 +32,7 @@ pub mod quantize;
 pub mod rope;
 mod vector;
 pub mod weight;
+mod weight_bytes;
 
 pub use arena::{Arena, LentChunks};
 pub use isa::Isa;
