@@ -16,7 +16,6 @@
 //! multiplied in single precision: `coded`.
 
 use crate::codebook::Codebook;
-use crate::coded::WORD_INPUTS;
 use crate::lanes::{Bf16, Element, F16};
 use crate::weight_bytes::{WeightBytes, packed_bytes};
 use bytes::Bytes;
