@@ -177,6 +177,12 @@ impl PackedLinear {
         self.data.as_slice()
     }
 
+    /// Whether the bytes are shared, such as those of a mapped file, and not its own.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.data, WeightBytes::Shared(_))
+    }
+
     /// Stores inputs in this order from now on, of a format of codes.
     pub(crate) fn set_order(&mut self, order: Vec<u32>) {
         self.try_set_order(order).unwrap_or_else(|why| panic!("{why}"));

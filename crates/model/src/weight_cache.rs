@@ -132,7 +132,7 @@ impl Entry {
         let dir = &self.cache.dir;
         fs::create_dir_all(dir)?;
         check_room(dir, expected as u64)?;
-        let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempfile_in(dir)?;
+        let scratch = scratch_file().tempfile_in(dir)?;
         let mut out = BufWriter::new(scratch.as_file());
         let num_bytes = packed_file::write(weights, &self.identity, &mut out)?;
         out.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
@@ -140,6 +140,15 @@ impl Entry {
         sweep(dir, &self.file, SystemTime::now(), MAX_BYTES)?;
         Ok(Some(num_bytes))
     }
+}
+
+/// Readable for whoever the umask lets, as the model is.
+fn scratch_file() -> tempfile::Builder<'static, 'static> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(SCRATCH_PREFIX);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder
 }
 
 /// Refuses to take more than half of what the disk has left.

@@ -1,6 +1,8 @@
 //! Command lines as people write them, ours and vLLM's.
 
-use super::serve::{AdapterDtypeChoice, DeviceChoice, DtypeChoice, KvCacheDtype, QuantizeChoice};
+use super::serve::{
+    AdapterDtypeChoice, DeviceChoice, DtypeChoice, KvCacheDtype, QuantizeChoice, WeightCacheChoice,
+};
 use super::*;
 use crate::size::ByteSize;
 use clap::CommandFactory;
@@ -51,6 +53,14 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
     assert_eq!(args.engine.dtype, DtypeChoice::Bf16);
     assert!(args.engine.no_prefix_caching && args.allow_runtime_adapters);
     assert_eq!((args.served_model_name.len(), args.max_queue, args.engine.threads), (2, 5, 2));
+}
+
+#[test]
+fn packed_weights_are_kept_unless_switched_off_or_sent_elsewhere() {
+    assert_eq!(serve("m").engine.weight_cache, WeightCacheChoice::Auto);
+    assert_eq!(serve("m --weight-cache off").engine.weight_cache, WeightCacheChoice::Off);
+    let dir = WeightCacheChoice::Dir("./off".into());
+    assert_eq!(serve("m --weight-cache=./off").engine.weight_cache, dir);
 }
 
 #[test]

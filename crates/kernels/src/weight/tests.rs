@@ -90,6 +90,7 @@ fn packed_bytes_are_the_same_matrix_again_without_a_copy() {
         let order = packed.order().map(<[u32]>::to_vec);
         let again = PackedLinear::from_packed(format, [21, 128], order, bytes.clone()).unwrap();
         assert_eq!(again.as_bytes().as_ptr(), bytes.as_ptr());
+        assert!(again.is_shared() && !packed.is_shared());
         assert_eq!(again.num_bytes(), packed.num_bytes());
         let (mut want, mut got) = (vec![0.0; 128], vec![0.0; 128]);
         for row in 0..21 {
