@@ -99,8 +99,11 @@ fn parse(bytes: &[u8]) -> Result<PackedFile, PackedFileError> {
     PackedFile::parse(placed(bytes), IDENTITY)
 }
 
-/// Everything in a file: bytes and orders of its linears, bits of its vectors.
-fn read(bytes: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u32>)>, PackedFileError> {
+/// Bytes and order of a linear, or nothing and bits of a vector.
+type Part = (Vec<u8>, Vec<u32>);
+
+/// Everything in a file.
+fn read(bytes: &[u8]) -> Result<Vec<Part>, PackedFileError> {
     let file = parse(bytes)?;
     let mut all = Vec::new();
     for name in LINEARS {
