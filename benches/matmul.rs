@@ -1,7 +1,9 @@
 //! The quantized matmul alone: `cargo bench -p weft-kernels --bench matmul`.
 //!
-//! Prints billions of multiply-adds per second of each instruction set and number of rows, the
-//! median of some runs on one thread, for a weight of the demo base's size.
+//! Prints billions of multiply-adds per second of each instruction set and number of rows on one thread,
+//! for a weight of the demo base's size, and of each kind of activations where these meet integers: the
+//! median of some runs, in which kinds take turns. Activations are quantized beforehand; that alone is
+//! the last table, in billions of numbers per second.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -9,13 +11,14 @@ use weft_kernels::codebook::Codebook;
 use weft_kernels::coded::CodedRow;
 use weft_kernels::matmul::{Input, Job, matmul};
 use weft_kernels::pack::{Packer, QuantizedRow};
-use weft_kernels::quantize::QuantizedRows;
+use weft_kernels::quantize::{Activations, QuantizedRows};
 use weft_kernels::weight::Format;
 use weft_kernels::{Isa, PackedLinear, ThreadPool};
 
 const NUM_OUTPUTS: usize = 1536;
 const NUM_INPUTS: usize = 576;
-const ROWS: [usize; 8] = [1, 4, 5, 6, 8, 16, 64, 128];
+const ROWS: [usize; 9] = [1, 4, 5, 8, 10, 12, 16, 64, 128];
+const KINDS: [Activations; 3] = [Activations::Int12, Activations::Int8, Activations::F32];
 
 fn main() {
     let formats = [
@@ -33,8 +36,20 @@ fn main() {
     for (name, format) in formats {
         let weight = weight(format);
         for isa in Isa::available() {
-            let speeds = ROWS.map(|rows| format!("{:.1}", speed(isa, &weight, rows)));
-            println!("| {name}, {isa} | {} |", speeds.join(" | "));
+            let kinds: &[Activations] = if format.is_integer() { &KINDS } else { &KINDS[2..] };
+            let speeds = ROWS.map(|rows| speeds(isa, kinds, &weight, rows));
+            for (index, kind) in kinds.iter().enumerate() {
+                let speeds = speeds.each_ref().map(|of_kinds| format!("{:.1}", of_kinds[index]));
+                println!("| {name}, {isa}, {kind} | {} |", speeds.join(" | "));
+            }
+        }
+    }
+    println!("\n| quantized | {} |", ROWS.map(|rows| format!("{rows} rows")).join(" | "));
+    println!("|---{}|", "|---".repeat(ROWS.len()));
+    for isa in Isa::available() {
+        for kind in &KINDS[..2] {
+            let speeds = ROWS.map(|rows| format!("{:.2}", quantized_per_second(isa, *kind, rows)));
+            println!("| {isa}, {kind} | {} |", speeds.join(" | "));
         }
     }
 }
@@ -65,23 +80,45 @@ fn weight(format: Format) -> PackedLinear {
     packer.finish()
 }
 
-fn speed(isa: Isa, weight: &PackedLinear, num_rows: usize) -> f64 {
+fn input(num_rows: usize) -> Vec<f32> {
+    (0..num_rows * NUM_INPUTS).map(|i| (i % 101) as f32 - 50.0).collect()
+}
+
+/// Of each kind.
+fn speeds(isa: Isa, kinds: &[Activations], weight: &PackedLinear, num_rows: usize) -> Vec<f64> {
     let pool = ThreadPool::new(1);
-    let x: Vec<f32> = (0..num_rows * NUM_INPUTS).map(|i| (i % 101) as f32 - 50.0).collect();
-    let mut quantized = QuantizedRows::default();
-    quantized.quantize(&pool, isa, &x, NUM_INPUTS);
+    let x = input(num_rows);
+    let mut quantized: Vec<_> = kinds.iter().map(|&kind| QuantizedRows::new(kind)).collect();
+    quantized.iter_mut().for_each(|rows| rows.quantize(&pool, isa, &x, NUM_INPUTS));
     let mut y = vec![0.0; num_rows * NUM_OUTPUTS];
-    let mut seconds: Vec<f64> = (0..25)
-        .map(|_| {
+    let mut seconds = vec![Vec::new(); kinds.len()];
+    for _ in 0..25 {
+        for (quantized, seconds) in quantized.iter().zip(&mut seconds) {
             let began = Instant::now();
             for _ in 0..4 {
-                let input = Input { rows: &x, quantized: &quantized, num_rows };
+                let input = Input { rows: &x, quantized, num_rows };
                 let job = Job { weight, bias: None, accumulate: false, out: black_box(&mut y) };
                 matmul(&pool, isa, input, &mut [job]);
             }
-            began.elapsed().as_secs_f64() / 4.0
-        })
-        .collect();
+            seconds.push(began.elapsed().as_secs_f64() / 4.0);
+        }
+    }
+    let num_products = (num_rows * NUM_OUTPUTS * NUM_INPUTS) as f64;
+    seconds.into_iter().map(|seconds| num_products / median(seconds) / 1e9).collect()
+}
+
+fn quantized_per_second(isa: Isa, kind: Activations, num_rows: usize) -> f64 {
+    let (pool, x) = (ThreadPool::new(1), input(num_rows));
+    let mut rows = QuantizedRows::new(kind);
+    let seconds = (0..51).map(|_| {
+        let began = Instant::now();
+        rows.quantize(&pool, isa, black_box(&x), NUM_INPUTS);
+        began.elapsed().as_secs_f64()
+    });
+    x.len() as f64 / median(seconds.collect()) / 1e9
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    (num_rows * NUM_OUTPUTS * NUM_INPUTS) as f64 / seconds[seconds.len() / 2] / 1e9
+    seconds[seconds.len() / 2]
 }

@@ -6,7 +6,9 @@ use crate::support::golden;
 use crate::support::scheduling::{Answer, Request, Setup, run};
 use std::path::Path;
 use std::sync::Arc;
+use weft_kernels::quantize::Activations;
 use weft_model::{LoadOptions, LoadedModel};
+use weft_runner::KvCacheDtype;
 use weft_types::{LoweredAdapter, SamplingParams};
 
 /// Every weight format between them: all of GGUF's, single precision, a codebook and zero points.
@@ -92,6 +94,35 @@ fn a_request_answers_the_same_bits_alone_and_among_strangers_with_other_adapters
         let one_thread = Setup { num_threads: 1, ..Setup::default() };
         assert_same(&run(&model, one_thread, &requests).0, &want);
     }
+}
+
+#[test]
+fn so_it_does_with_every_kind_of_activations_and_a_cache_of_8_bits() {
+    let kinds = [
+        (Activations::Int8, KvCacheDtype::F16),
+        (Activations::F32, KvCacheDtype::Int8),
+        (Activations::Int8, KvCacheDtype::Int8),
+    ];
+    let mut answers = Vec::new();
+    for (activations, kv_dtype) in kinds {
+        // Of all integer formats.
+        let model = models().remove(0);
+        let setup = Setup { activations, kv_dtype, ..Setup::default() };
+        let requests = strangers(&model);
+        let want: Vec<Answer> =
+            requests.iter().map(|request| alone(&model, setup, request)).collect();
+        assert_same(&run(&model, setup, &requests).0, &want);
+        let chunked = Setup {
+            max_num_batched_tokens: 7,
+            enable_prefix_caching: true,
+            num_threads: 1,
+            ..setup
+        };
+        assert_same(&run(&model, chunked, &requests).0, &want);
+        answers.push(want);
+    }
+    assert_ne!(answers[0][0].tokens, answers[2][0].tokens, "log probabilities differ");
+    assert_ne!(answers[1][0].tokens, answers[2][0].tokens, "log probabilities differ");
 }
 
 #[test]

@@ -29,6 +29,15 @@ pub enum PromptStyle {
     Text,
 }
 
+/// How a request says which adapter it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterNaming {
+    /// As its `model`: Weft, vLLM, SGLang and others.
+    Model,
+    /// By its number in the field `lora`: llama-server, started with the adapters in this order.
+    LoraId,
+}
+
 /// How to reach a server.
 #[derive(Clone, Debug)]
 pub struct HttpConfig {
@@ -38,6 +47,8 @@ pub struct HttpConfig {
     pub endpoint: Endpoint,
     /// How prompts travel; chat is always text.
     pub prompt_style: PromptStyle,
+    /// How a request says which adapter it wants.
+    pub adapter_naming: AdapterNaming,
     /// Sent as a bearer token.
     pub api_key: Option<String>,
     /// Sent as each request's `user`: who is asking, for servers that are fair to their users.
@@ -86,6 +97,7 @@ pub struct HttpTarget {
     client: reqwest::Client,
     root: String,
     endpoint: Endpoint,
+    adapter_naming: AdapterNaming,
     api_key: Option<String>,
     user: Option<String>,
     /// `None` sends token ids.
@@ -110,8 +122,8 @@ impl HttpTarget {
         let root = trimmed.strip_suffix("/v1").unwrap_or(trimmed).to_owned();
         let is_text = config.prompt_style == PromptStyle::Text || config.endpoint == Endpoint::Chat;
         let wording = is_text.then(Wording::default);
-        let HttpConfig { endpoint, api_key, user, .. } = config;
-        Ok(Self { client, root, endpoint, api_key, user, wording })
+        let HttpConfig { endpoint, adapter_naming, api_key, user, .. } = config;
+        Ok(Self { client, root, endpoint, adapter_naming, api_key, user, wording })
     }
 
     /// The models that the server lists.
@@ -170,6 +182,11 @@ impl HttpTarget {
             "stream": true,
             "stream_options": {"include_usage": true},
         });
+        if self.adapter_naming == AdapterNaming::LoraId {
+            // Without the field llama-server applies every adapter that it was started with.
+            let (id, scale) = request.adapter.map_or((0, 0.0), |adapter| (adapter, 1.0));
+            body["lora"] = json!([{"id": id, "scale": scale}]);
+        }
         if let Some(user) = &self.user {
             body["user"] = user.as_str().into();
         }

@@ -27,7 +27,7 @@ pub mod workload;
 pub use adapters::{AdapterRecipe, write_adapter};
 pub use arrivals::Arrivals;
 pub use drive::{DriveLimits, RequestRecord, Run, Target, TokenClock, drive};
-pub use http::{Endpoint, HttpConfig, HttpError, HttpTarget, PromptStyle};
+pub use http::{AdapterNaming, Endpoint, HttpConfig, HttpError, HttpTarget, PromptStyle};
 pub use log_histogram::LogHistogram;
 pub use popularity::Popularity;
 pub use report::Report;

@@ -1,7 +1,7 @@
 //! `weft bench`: flags in, a report out. Joins the load generator with its targets.
 
 use crate::adapter_flags::{self, NamedAdapter};
-use crate::args::bench::{EndpointChoice, PromptStyleChoice};
+use crate::args::bench::{AdapterNamingChoice, EndpointChoice, PromptStyleChoice};
 use crate::args::serve::LoadFormat;
 use crate::args::{BenchAdaptersArgs, BenchEngineArgs, BenchServeArgs, LoadArgs};
 use crate::device::{self, BuiltExecutor};
@@ -20,8 +20,8 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use weft_adapters::{AdapterLease, AdapterRegistry};
 use weft_bench::{
-    AdapterRecipe, Arrivals, DriveLimits, Endpoint, HttpConfig, HttpTarget, PromptStyle, Report,
-    Target, WorkloadConfig, drive, write_adapter,
+    AdapterNaming, AdapterRecipe, Arrivals, DriveLimits, Endpoint, HttpConfig, HttpTarget,
+    PromptStyle, Report, Target, WorkloadConfig, drive, write_adapter,
 };
 use weft_types::Module;
 
@@ -39,6 +39,10 @@ pub async fn serve(args: BenchServeArgs) -> Result<Report> {
         prompt_style: match args.prompt_style {
             PromptStyleChoice::TokenIds => PromptStyle::TokenIds,
             PromptStyleChoice::Text => PromptStyle::Text,
+        },
+        adapter_naming: match args.adapter_naming {
+            AdapterNamingChoice::Model => AdapterNaming::Model,
+            AdapterNamingChoice::LoraId => AdapterNaming::LoraId,
         },
         api_key: args.api_key.clone(),
         user: args.user.clone(),

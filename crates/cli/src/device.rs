@@ -7,19 +7,21 @@ mod gpu;
 
 use crate::args::EngineArgs;
 use crate::args::serve::{
-    DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat, QuantizeChoice,
-    WeightCacheChoice,
+    CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
+    PinThreads, QuantizeChoice, WeightCacheChoice,
 };
 use crate::cache::cache_dir;
-use crate::machine;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
+use crate::{cores, machine};
 use anyhow::{Context, Result, bail};
+use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
 use weft_adapters::BaseWeights;
 use weft_kernels::Isa;
 use weft_kernels::kv::BLOCK_SIZE;
+use weft_kernels::quantize::Activations;
 use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize, WeightCache};
 use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, kv_block_bytes};
 use weft_types::{BaseModelSpec, Executor, HeapPages, PageAllocator};
@@ -66,8 +68,12 @@ pub struct ModelFacts {
 /// What computes on this machine.
 #[must_use]
 pub fn describe_device(num_threads: usize) -> String {
-    let num_threads = if num_threads == 0 { machine::num_cores() } else { num_threads };
-    format!("CPU, {}, {num_threads} threads", Isa::detect())
+    format!("CPU, {}, {} threads", Isa::detect(), num_threads_of(num_threads))
+}
+
+/// `--threads`, of which 0 is one per core.
+fn num_threads_of(asked: usize) -> usize {
+    if asked == 0 { machine::num_cores() } else { asked }
 }
 
 /// Loads the model at `path` and makes an executor within the limits of `args`, for adapters
@@ -86,6 +92,9 @@ pub fn build_executor(
         DeviceChoice::Cpu => None,
     };
     if let Some(gpu) = gpu {
+        if args.pin_threads == PinThreads::On {
+            bail!("--pin-threads is for threads that compute on the CPU: leave it out");
+        }
         return gpu::build(&gpu, path, args, max_lora_rank);
     }
     let kv_dtype = asked_kv_dtype(args.kv_cache_dtype);
@@ -96,14 +105,22 @@ pub fn build_executor(
     if args.load_format == LoadFormat::Dummy {
         bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
+    let cores = cores::choose(args.pin_threads, num_threads_of(args.threads))?;
     let model = load(path, args, weight_cache(args))?;
     let kv_dtype = kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
+    let mut device = describe_device(args.threads);
+    if model.layer_formats().iter().any(|format| format.is_integer()) {
+        let _ = write!(device, ", {} activations", activations(args));
+    }
     let base_weights = Some(base_weights::in_memory(&model.weights));
-    let executor = CpuExecutor::new(model, &plan.runner_config(args, kv_dtype, max_lora_rank)?)?;
-    let device = describe_device(args.threads);
+    if !cores.is_empty() {
+        device.push_str(", each bound to a processor");
+    }
+    let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
+    let executor = CpuExecutor::new(model, &RunnerConfig { cores, ..config })?;
     let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
     Ok(BuiltExecutor { base_weights, ..built })
 }
@@ -231,6 +248,14 @@ fn quantize(args: &EngineArgs) -> Quantize {
     }
 }
 
+fn activations(args: &EngineArgs) -> Activations {
+    match args.cpu_activations {
+        Some(CpuActivationsChoice::Int8) => Activations::Int8,
+        Some(CpuActivationsChoice::F32) => Activations::F32,
+        Some(CpuActivationsChoice::Int12) | None => Activations::Int12,
+    }
+}
+
 /// `None`: the device's own.
 fn asked_kv_dtype(choice: KvCacheChoice) -> Option<KvCacheDtype> {
     match choice {
@@ -238,6 +263,7 @@ fn asked_kv_dtype(choice: KvCacheChoice) -> Option<KvCacheDtype> {
         KvCacheChoice::F32 => Some(KvCacheDtype::F32),
         KvCacheChoice::F16 => Some(KvCacheDtype::F16),
         KvCacheChoice::Bf16 => Some(KvCacheDtype::Bf16),
+        KvCacheChoice::Int8 => Some(KvCacheDtype::Int8),
         KvCacheChoice::Fp8 => Some(KvCacheDtype::Fp8),
     }
 }
@@ -304,7 +330,9 @@ impl MemoryPlan {
             max_num_seqs: args.max_num_seqs,
             max_num_batched_tokens: args.max_num_batched_tokens,
             kv_dtype: Some(kv_dtype),
+            activations: activations(args),
             num_threads: args.threads,
+            cores: Vec::new(),
             max_lora_rank,
         })
     }

@@ -15,6 +15,7 @@ pub mod bench_kernels;
 pub mod cache;
 pub mod calibrate;
 pub mod check;
+mod cores;
 pub mod demo;
 pub mod device;
 pub mod engine_target;

@@ -175,8 +175,11 @@ fn numbers_that_a_device_has_not_are_refused() {
     };
     let f32_on_gpu = "--kv-cache-dtype f32 is for the CPU; a GPU takes f16, bf16 or fp8";
     refused("--device cuda --kv-cache-dtype f32", f32_on_gpu);
-    let fp8_on_cpu = "--kv-cache-dtype fp8 is for GPUs; the CPU takes f32, f16 or bf16";
+    let fp8_on_cpu = "--kv-cache-dtype fp8 is for GPUs; the CPU takes f32, f16, bf16 or int8";
     refused("--device cpu --kv-cache-dtype fp8", fp8_on_cpu);
+    let int8_on_gpu = "--kv-cache-dtype int8 is for the CPU; a GPU takes f16, bf16 or fp8";
+    refused("--device cuda --kv-cache-dtype int8", int8_on_gpu);
+    refused("--device cuda --cpu-activations int12", "--cpu-activations is for the CPU");
     refused("--device cpu --dtype f16", "--dtype is for activations on a GPU");
 }
 

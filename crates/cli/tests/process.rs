@@ -104,6 +104,43 @@ fn the_demo_base_takes_less_than_twice_its_file_in_memory_and_less_when_it_was_p
     assert!(own < file && again < peak, "{own} bytes of its own, {again} at most");
 }
 
+/// Processor time of all threads of a process, in the kernel and outside.
+#[cfg(target_os = "linux")]
+fn cpu_seconds(process: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // After the name, which ends with a parenthesis: fields 14 and 15, in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_of_eight_threads_takes_no_processor_time_between_requests() {
+    let server = Server::start(&[TINY, "--memory", "16MiB", "--threads", "8"]);
+    for _ in 0..2 {
+        let body = r#"{"model": "tiny-llama", "prompt": [1, 2, 3], "max_tokens": 20}"#;
+        assert!(complete(&server, body).starts_with("HTTP/1.1 200"));
+        std::thread::sleep(Duration::from_millis(500));
+        let before = cpu_seconds(server.process.id());
+        std::thread::sleep(Duration::from_secs(1));
+        let used = cpu_seconds(server.process.id()) - before;
+        assert!(used < 0.1, "{used} s of processor time in a second without requests");
+    }
+}
+
+/// The whole answer to a completion.
+fn complete(server: &Server, body: &str) -> String {
+    let mut stream = TcpStream::connect(&server.addr).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let (addr, len) = (&server.addr, body.len());
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {len}");
+    let head = head + "\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n";
+    stream.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 const TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/models/tiny-llama");
 
 #[test]
@@ -113,14 +150,7 @@ fn what_a_server_records_a_simulation_replays() {
     let trace = trace.to_str().unwrap();
     let server = Server::start(&[TINY, "--memory", "16MiB", "--record-trace", trace]);
     let body = r#"{"model": "tiny-llama", "prompt": [1, 2, 3], "max_tokens": 2, "user": "acme"}"#;
-    let mut stream = TcpStream::connect(&server.addr).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let (addr, len) = (&server.addr, body.len());
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {len}");
-    let head = head + "\r\nconnection: close\r\ncontent-type: application/json\r\n\r\n";
-    stream.write_all((head + body).as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let answer = complete(&server, body);
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     // Lines reach the file within a second, not only at the end.
     let num_lines = || std::fs::read_to_string(trace).unwrap().lines().count();

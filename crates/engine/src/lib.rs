@@ -17,6 +17,7 @@ mod command;
 mod execute;
 mod handle;
 mod loads;
+mod loop_times;
 mod shared;
 pub mod sim;
 mod stats;
@@ -27,6 +28,7 @@ mod submit;
 mod tests;
 
 pub use handle::{EngineConfig, EngineHandle, start};
+pub use loop_times::LoopTimes;
 pub use stats::{ActiveAdapters, EngineStats, MemoryStats};
 pub use stream::RequestStream;
 pub use submit::SubmitError;

@@ -1,6 +1,7 @@
 //! What the engine counts. Written by the loop once a step, read by anybody at any time; the
 //! values of one reading may be a step apart.
 
+use crate::loop_times::{LoopClock, LoopTimes};
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub struct EngineStats {
     queue: Mutex<QueueRate>,
     expired: AtomicU64,
     damages: AtomicU64,
+    pub(crate) clock: LoopClock,
 }
 
 /// What the device's memory holds, and what moved.
@@ -78,6 +80,7 @@ impl EngineStats {
             queue: Mutex::default(),
             expired: AtomicU64::new(0),
             damages: AtomicU64::new(0),
+            clock: LoopClock::new(),
         }
     }
 
@@ -175,6 +178,12 @@ impl EngineStats {
     #[must_use]
     pub fn damages(&self) -> u64 {
         self.damages.load(Ordering::Relaxed)
+    }
+
+    /// Where the loop's time went.
+    #[must_use]
+    pub fn loop_times(&self) -> LoopTimes {
+        self.clock.times()
     }
 
     /// How long a request that comes now would wait, if that is known: none, if nobody waits.

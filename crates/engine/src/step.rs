@@ -7,6 +7,7 @@ use crate::adapter_sources::AdapterSources;
 use crate::command::{Command, Outlet, Submission};
 use crate::execute::{begin, execute, guard};
 use crate::loads::Loads;
+use crate::loop_times::{LoopState, LoopTimes};
 use crate::shared::{Phase, Shared};
 use crate::stats::ActiveAdapters;
 use crate::stream::is_last;
@@ -45,6 +46,8 @@ pub(crate) struct Engine {
     output: StepOutput,
     events: Vec<SequenceEvent>,
     closed: Vec<SeqId>,
+    /// What was traced so far.
+    traced: LoopTimes,
 }
 
 impl Engine {
@@ -70,11 +73,15 @@ impl Engine {
             output: StepOutput::default(),
             events: Vec::new(),
             closed: Vec::new(),
+            traced: LoopTimes::default(),
         }
     }
 
     /// Steps until told to stop, or until no handle is left and all is done.
     pub(crate) fn run(mut self) {
+        // Should it panic, that was reported, and the thread runs where it likes.
+        let _ = guard(|| self.executor.stay_on_thread());
+        self.turn_to(LoopState::Plan);
         while self.step().is_continue() {}
         self.tell_clients();
         self.fail_all("the server is shutting down");
@@ -87,15 +94,36 @@ impl Engine {
         self.scheduler.plan(&mut self.plan);
         self.move_adapters();
         let began = Instant::now();
+        self.turn_to(LoopState::Execute);
         let begun = begin(&mut *self.executor, &self.plan);
+        self.turn_to(LoopState::Tell);
         self.tell_clients();
+        self.turn_to(LoopState::Plan);
         self.admit_arrived();
         if !self.plan.is_empty() {
+            self.turn_to(LoopState::Execute);
             let result =
                 begun.and_then(|()| execute(&mut *self.executor, &self.plan, &mut self.output));
+            self.turn_to(LoopState::Plan);
             self.commit(result, began);
+            self.trace_step();
         }
         ControlFlow::Continue(())
+    }
+
+    fn turn_to(&self, state: LoopState) {
+        self.shared.stats.clock.turn_to(state);
+    }
+
+    /// Says where the time since the last step went, to who wants to know of every step.
+    fn trace_step(&mut self) {
+        if tracing::enabled!(tracing::Level::TRACE) {
+            let now = self.shared.stats.loop_times();
+            let LoopTimes { execute, plan, tell, idle } = now.since(&self.traced);
+            self.traced = now;
+            let (sequences, tokens) = (self.plan.sequences.len(), self.plan.tokens.len());
+            tracing::trace!(sequences, tokens, ?execute, ?plan, ?tell, ?idle, "step");
+        }
     }
 
     /// What the step of the plan came to.
@@ -130,7 +158,10 @@ impl Engine {
             let command = if may_wait {
                 self.tell_clients();
                 self.audit();
-                self.inbox.recv().map_err(|_| TryRecvError::Disconnected)
+                self.turn_to(LoopState::Idle);
+                let command = self.inbox.recv().map_err(|_| TryRecvError::Disconnected);
+                self.turn_to(LoopState::Plan);
+                command
             } else {
                 self.inbox.try_recv()
             };
@@ -256,6 +287,7 @@ impl Engine {
         }
         self.plan.loads = loads;
         if self.plan.is_empty() && self.scheduler.is_loading() {
+            self.turn_to(LoopState::Idle);
             std::thread::sleep(LOAD_POLL);
         }
     }

@@ -118,6 +118,7 @@ impl Arena {
 /// Numbers of any bit pattern, without padding, that [`ALIGNMENT`] aligns.
 pub(crate) trait Plain {}
 impl Plain for f32 {}
+impl Plain for u8 {}
 impl Plain for u16 {}
 
 impl Memory {

@@ -1,11 +1,13 @@
 //! Which instruction set the kernels use, chosen at run time.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::is_aarch64_feature_detected;
 use std::fmt;
 
 /// An instruction set that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// Plain Rust for the target's baseline (on aarch64 that includes NEON).
+    /// Plain Rust for the target's baseline.
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
@@ -13,6 +15,10 @@ pub enum Isa {
     Avx512,
     /// The same with AMX tiles of 8-bit integers.
     Amx,
+    /// What every aarch64 has: NEON with fused multiply-add.
+    Neon,
+    /// The same with dot products of 8-bit integers.
+    NeonDot,
 }
 
 impl Isa {
@@ -25,7 +31,7 @@ impl Isa {
     /// All sets that this machine has, narrowest first. Tests run each.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
+        #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
         let mut sets = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -48,6 +54,15 @@ impl Isa {
                 sets.push(Self::Amx);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if is_aarch64_feature_detected!("neon") {
+                sets.push(Self::Neon);
+            }
+            if sets.len() == 2 && is_aarch64_feature_detected!("dotprod") {
+                sets.push(Self::NeonDot);
+            }
+        }
         sets
     }
 }
@@ -55,11 +70,12 @@ impl Isa {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Portable if cfg!(target_arch = "aarch64") => "NEON",
             Self::Portable => "portable",
             Self::Avx2 => "AVX2",
             Self::Avx512 => "AVX-512 VNNI",
             Self::Amx => "AMX",
+            Self::Neon => "NEON",
+            Self::NeonDot => "NEON with dot products",
         })
     }
 }
@@ -71,6 +87,7 @@ pub(crate) const PORTABLE_FMA: bool = cfg!(target_arch = "aarch64");
 ///
 /// `$body` is an `#[inline(always)]` function of one `const FMA: bool`, so that its loops are
 /// vectorised anew inside each `#[target_feature]` function.
+/// On aarch64 the baseline is all that such loops have a use for.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$lt:lifetime>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$meta])*
@@ -98,3 +115,19 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `scripts/aarch64.sh` reads what this prints.
+    #[test]
+    fn sets_come_narrowest_first() {
+        let sets = Isa::available();
+        let names: Vec<String> = sets.iter().map(Isa::to_string).collect();
+        println!("sets: {}", names.join(", "));
+        assert_eq!(sets[0], Isa::Portable);
+        assert!(sets.is_sorted());
+        assert_eq!(Isa::detect(), *sets.last().expect("at least the portable one"));
+    }
+}

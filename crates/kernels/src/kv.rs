@@ -2,7 +2,9 @@
 //!
 //! A block holds sixteen consecutive tokens of one sequence, in all layers, contiguously. Within
 //! it, each layer and KV head has its keys transposed, `[head_dim, 16]`, so that scores of sixteen
-//! tokens are one vector, and its values as `[16, head_dim]`.
+//! tokens are one vector, and its values as `[16, head_dim]`; of 8 bits then their scales.
+
+mod quantized;
 
 use crate::arena::{Arena, LentChunks, Plain};
 use crate::lanes::LANES;
@@ -23,13 +25,24 @@ pub enum KvDtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// Signed 8-bit integers, with a scale for each token's key and value of a head.
+    Int8,
 }
 
 impl KvDtype {
     /// Bytes of one number.
     #[must_use]
     pub fn size(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// Bytes of the scales in a block, layer and head.
+    fn scale_bytes(self) -> usize {
+        if self == Self::Int8 { quantized::SCALE_BYTES } else { 0 }
     }
 }
 
@@ -56,15 +69,20 @@ impl KvShape {
         self.num_layers * self.num_kv_heads * 2 * self.half_page()
     }
 
-    /// Where the keys and values of a layer and head begin, in numbers from the block's first.
-    fn page_start(self, layer: usize, head: usize) -> usize {
-        (layer * self.num_kv_heads + head) * 2 * self.half_page()
+    /// Bytes of the keys and values of a block, layer and head, with their scales.
+    fn page_bytes(self, dtype: KvDtype) -> usize {
+        2 * self.half_page() * dtype.size() + dtype.scale_bytes()
+    }
+
+    /// Where the keys and values of a layer and head begin, in bytes from the block's first.
+    fn page_start(self, dtype: KvDtype, layer: usize, head: usize) -> usize {
+        (layer * self.num_kv_heads + head) * self.page_bytes(dtype)
     }
 
     /// Bytes of a block.
     #[must_use]
     pub fn block_bytes(self, dtype: KvDtype) -> usize {
-        self.block_len() * dtype.size()
+        self.num_layers * self.num_kv_heads * self.page_bytes(dtype)
     }
 }
 
@@ -135,17 +153,31 @@ impl KvCache {
             }
             KvDtype::F16 => store(pool, shape, layer, arena, encode_f16, keys, values, slots),
             KvDtype::Bf16 => store(pool, shape, layer, arena, encode_bf16, keys, values, slots),
+            KvDtype::Int8 => quantized::store(pool, shape, layer, arena, [keys, values], slots),
         }
     }
 
-    /// Keys `[head_dim, 16]` and values `[16, head_dim]` of a block, layer and head, as bytes.
+    /// What lies in a block for a layer and head.
     #[inline]
-    pub(crate) fn page(&self, block: BlockId, layer: usize, head: usize) -> (&[u8], &[u8]) {
-        let size = self.dtype.size();
-        let half = self.shape.half_page() * size;
-        let start = self.shape.page_start(layer, head) * size;
-        self.arena.bytes(block, start..start + 2 * half).split_at(half)
+    pub(crate) fn page(&self, block: BlockId, layer: usize, head: usize) -> KvPage<'_> {
+        let half = self.shape.half_page() * self.dtype.size();
+        let start = self.shape.page_start(self.dtype, layer, head);
+        let bytes = self.arena.bytes(block, start..start + self.shape.page_bytes(self.dtype));
+        let (keys, rest) = bytes.split_at(half);
+        let (values, scales) = rest.split_at(half);
+        KvPage { keys, values, scales: scales.as_chunks().0.first_chunk() }
     }
+}
+
+/// Sixteen tokens of a layer and head, as bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct KvPage<'a> {
+    /// `[head_dim, 16]`
+    pub(crate) keys: &'a [u8],
+    /// `[16, head_dim]`
+    pub(crate) values: &'a [u8],
+    /// What the sixteen keys, and what the sixteen values are to be multiplied with, in single precision.
+    pub(crate) scales: Option<&'a [[u8; 4 * BLOCK_SIZE]; 2]>,
 }
 
 #[cfg(target_endian = "big")]
@@ -195,7 +227,8 @@ fn store<S: Plain + Copy + Default + Send>(
             let (slot, source) = (slots[row], row * row_width);
             let offset = slot.offset as usize;
             for head in 0..shape.num_kv_heads {
-                let start = slot.block.0 as usize * chunk_len + shape.page_start(layer, head);
+                let page = (layer * shape.num_kv_heads + head) * 2 * half;
+                let start = slot.block.0 as usize * chunk_len + page;
                 let source = source + head * dim..source + (head + 1) * dim;
                 for (part, keys) in keys[source.clone()].chunks(LANES).enumerate() {
                     let encoded = &mut [S::default(); LANES][..keys.len()];

@@ -117,12 +117,17 @@ pub fn apply<'a>(
     if is_even(parts, segments, pool.num_threads(), groups) {
         // Many small segments, as in decode: each is a thread's own from shrink to expand.
         pool.run(groups.len(), 1, |range| {
-            for index in groups[range].iter().flat_map(Clone::clone) {
+            let mut indices = groups[range].iter().flat_map(Clone::clone).peekable();
+            while let Some(index) = indices.next() {
                 let part = &parts[index];
                 let rows = 0..segments[part.segment].len();
                 let whole = |columns| Item { part: index, rows: rows.clone(), columns: 0..columns };
                 let update = find(part);
+                expand::prefetch_front(&update.b());
                 work.shrink(&update, &whole(part.rank));
+                if let Some(&next) = indices.peek() {
+                    shrink::prefetch_front(&find(&parts[next]).a());
+                }
                 work.expand(&update, &whole(widths[part.target]));
             }
         });

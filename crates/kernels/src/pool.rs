@@ -1,67 +1,53 @@
 //! A thread pool for work measured in microseconds.
 //!
 //! `run` splits a range of items over the caller and the workers and returns when all are done.
-//! Items are claimed from a shared counter. The caller waits only for workers that are *inside* the
-//! job: one that the system has not scheduled yet finds the job closed and has cost nothing, so on
-//! a busy machine the pool falls back to the speed of the threads that do run.
+//! Each thread begins with its own share, the same from run to run, and then helps others
+//! (`pool/parts.rs`). The caller waits only for workers that are *inside* the job
+//! (`pool/gate.rs`): one that the system has not scheduled yet finds the job closed and has cost
+//! nothing, so on a busy machine the pool falls back to the speed of the threads that do run.
 //!
 //! Between jobs workers spin for a little while, since the next one usually follows at once, then
-//! yield, then park.
+//! yield, then park (`pool/wait.rs`): an idle pool takes no processor time.
 
-use std::cell::UnsafeCell;
-use std::marker::PhantomData;
+mod disjoint;
+mod gate;
+mod parts;
+mod pin;
+mod wait;
+
+pub use disjoint::DisjointMut;
+use gate::Gate;
+use parts::{Parts, Split};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-
-/// Spins before the first yield: some tens of microseconds, longer than threads wait for each other
-/// between the parts of a step. Whoever yields may get the processor back only after as long.
-const SPINS_BEFORE_YIELD: u32 = 1000;
-/// Yields before a worker parks: some tens of microseconds.
-const YIELDS_BEFORE_PARK: u32 = 100;
 
 /// Workers that help the calling thread. Dropping it ends them.
 #[derive(Debug)]
 pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Of each thread, the caller first; empty: wherever the system likes.
+    cores: Vec<usize>,
 }
 
-/// The current job and who is in it.
+#[derive(Debug)]
 struct Shared {
-    /// `epoch << 32 | OPEN? | number of workers inside`
-    state: AtomicU64,
-    /// Written by the owner while the job is closed and empty, read by workers inside.
-    job: UnsafeCell<Option<Job>>,
-    next_item: AtomicUsize,
+    gate: Gate<Job>,
+    parts: Parts,
     panicked: AtomicBool,
-    stop: AtomicBool,
 }
-
-const OPEN: u64 = 1 << 31;
-const INSIDE: u64 = OPEN - 1;
-const EPOCH: u64 = 1 << 32;
 
 #[derive(Clone, Copy)]
 struct Job {
     body: *const (dyn Fn(Range<usize>) + Sync),
-    num_items: usize,
-    grain: usize,
+    split: Split,
 }
 
-// SAFETY: `job` is the only field without its own synchronisation. The owner (whoever set OWNED) writes it only when no worker is
-// inside and none can enter; workers read it only inside.
-unsafe impl Sync for Shared {}
-// SAFETY: the pointee of a job is `Sync`.
-unsafe impl Send for Shared {}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
-    }
-}
+// SAFETY: the pointee is `Sync`.
+unsafe impl Send for Job {}
 
 impl ThreadPool {
     /// A pool of `num_threads` in all: the caller and `num_threads - 1` workers.
@@ -70,23 +56,43 @@ impl ThreadPool {
     /// When the system cannot start a thread.
     #[must_use]
     pub fn new(num_threads: usize) -> Self {
+        Self::on_cores(num_threads, Vec::new())
+    }
+
+    /// As [`Self::new`], with worker i bound to logical processor `cores[i]` (in turn, if there are
+    /// fewer), and the caller, once it says so by [`Self::bind_caller`], to the first. None binds
+    /// nobody. Where the system binds no threads, or refuses, they run as ever.
+    ///
+    /// # Panics
+    /// When the system cannot start a thread.
+    #[must_use]
+    pub fn on_cores(num_threads: usize, cores: Vec<usize>) -> Self {
+        let num_workers = num_threads.saturating_sub(1);
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            job: UnsafeCell::new(None),
-            next_item: AtomicUsize::new(0),
+            gate: Gate::new(num_workers),
+            parts: Parts::new(num_workers + 1),
             panicked: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
         });
-        let workers = (1..num_threads)
+        let workers = (1..=num_workers)
             .map(|index| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("weft-kernel-{index}"))
-                    .spawn(move || shared.work())
-                    .expect("the system can start a thread")
+                let core = (!cores.is_empty()).then(|| cores[index % cores.len()]);
+                let work = move || {
+                    core.into_iter().for_each(pin::bind_this_thread);
+                    shared.work(index);
+                };
+                let name = format!("weft-kernel-{index}");
+                let spawned = std::thread::Builder::new().name(name).spawn(work);
+                spawned.expect("the system can start a thread")
             })
             .collect();
-        Self { shared, workers }
+        Self { shared, workers, cores }
+    }
+
+    /// Binds the calling thread, which is about to make all calls of [`Self::run`], to the first of the
+    /// pool's cores, if it was given some.
+    pub fn bind_caller(&self) {
+        self.cores.first().copied().into_iter().for_each(pin::bind_this_thread);
     }
 
     /// Threads that share a run, the caller included.
@@ -103,28 +109,33 @@ impl ThreadPool {
     /// When `body` panics, after all threads have left it.
     pub fn run(&self, num_items: usize, grain: usize, body: impl Fn(Range<usize>) + Sync) {
         let grain = grain.max(1);
-        if self.workers.is_empty() || num_items <= grain || !self.shared.try_own() {
+        let is_shared = !self.workers.is_empty() && num_items > grain;
+        let Some(mut owner) = is_shared.then(|| self.shared.gate.try_own()).flatten() else {
             if num_items > 0 {
                 body(0..num_items);
             }
             return;
-        }
-        let body: &(dyn Fn(Range<usize>) + Sync) = &body;
-        // SAFETY: only the lifetime changes. Workers use the pointer only inside the job, and this
-        // function does not return before it is closed and empty.
-        let body: &'static (dyn Fn(Range<usize>) + Sync) = unsafe { std::mem::transmute(body) };
-        let job = Job { body, num_items, grain };
-        self.shared.open(job);
-        for worker in &self.workers {
-            worker.thread().unpark();
-        }
-        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(job)));
-        if own.is_err() {
-            // Nobody need go on with the rest.
-            self.shared.next_item.store(num_items, Ordering::Relaxed);
-        }
-        self.shared.close();
-        let worker_panicked = self.shared.panicked.swap(false, Ordering::Relaxed);
+        };
+        let parts = &self.shared.parts;
+        let split = Split::new(num_items, grain, self.num_threads(), owner.next_epoch());
+        parts.begin(&split);
+        let own = {
+            let body: &(dyn Fn(Range<usize>) + Sync) = &body;
+            // SAFETY: only the lifetime changes. Workers use the pointer only inside the job, and
+            // dropping `_open`, before `body` ends, waits until they have left.
+            let body: &'static (dyn Fn(Range<usize>) + Sync) = unsafe { std::mem::transmute(body) };
+            let _open = owner.open(Job { body, split }, split.num_participants);
+            let own = catch_unwind(AssertUnwindSafe(|| parts.work(&split, 0, body)));
+            if own.is_err() {
+                parts.give_up();
+            }
+            own
+        };
+        // Only a panic writes it, so looking costs nothing.
+        let panicked = &self.shared.panicked;
+        let worker_panicked =
+            panicked.load(Ordering::Relaxed) && panicked.swap(false, Ordering::Relaxed);
+        drop(owner);
         if let Err(payload) = own {
             resume_unwind(payload);
         }
@@ -134,103 +145,25 @@ impl ThreadPool {
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
+        self.shared.gate.stop();
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             let _ = worker.join();
         }
     }
 }
 
-/// Set in `state` while a caller owns the job slot.
-const OWNED: u64 = 1 << 30;
-
 impl Shared {
-    fn try_own(&self) -> bool {
-        self.state.fetch_or(OWNED, Ordering::Acquire) & OWNED == 0
-    }
-
-    fn open(&self, job: Job) {
-        // SAFETY: this thread owns the slot, the last job is closed and nobody is inside.
-        unsafe { *self.job.get() = Some(job) };
-        self.next_item.store(0, Ordering::Relaxed);
-        self.state.fetch_add(EPOCH | OPEN, Ordering::Release);
-    }
-
-    /// Lets nobody in any more, waits until all have left, and gives the slot back.
-    fn close(&self) {
-        self.state.fetch_and(!OPEN, Ordering::Relaxed);
-        let mut wait = Wait::default();
-        while self.state.load(Ordering::Acquire) & INSIDE & !OWNED != 0 {
-            wait.spin_or_yield();
-        }
-        self.state.fetch_and(!OWNED, Ordering::Release);
-    }
-
-    fn work(&self) {
-        let mut seen_epoch = 0;
-        let mut wait = Wait::default();
-        while !self.stop.load(Ordering::Acquire) {
-            let state = self.state.load(Ordering::Relaxed);
-            if state & OPEN == 0 || state / EPOCH == seen_epoch {
-                if wait.num_yields < YIELDS_BEFORE_PARK {
-                    wait.spin_or_yield();
-                } else {
-                    std::thread::park();
-                    wait = Wait::default();
-                }
-                continue;
-            }
-            let enter = self.state.compare_exchange_weak(
-                state,
-                state + 1,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            );
-            if enter.is_err() {
-                continue;
-            }
-            seen_epoch = state / EPOCH;
-            // SAFETY: this thread is inside, so the owner does not write.
-            let job = unsafe { *self.job.get() }.expect("an open job was written");
-            if catch_unwind(AssertUnwindSafe(|| self.claim(job))).is_err() {
+    fn work(&self, index: usize) {
+        let has_work = || self.parts.has_work();
+        self.gate.work(index, has_work, |job| {
+            // SAFETY: this thread is inside, so `run` has not returned.
+            let body = unsafe { &*job.body };
+            let done = catch_unwind(AssertUnwindSafe(|| self.parts.work(&job.split, index, body)));
+            if done.is_err() {
+                self.parts.give_up();
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.state.fetch_sub(1, Ordering::Release);
-            wait = Wait::default();
-        }
-    }
-
-    fn claim(&self, job: Job) {
-        loop {
-            let start = self.next_item.fetch_add(job.grain, Ordering::Relaxed);
-            if start >= job.num_items {
-                return;
-            }
-            // SAFETY: this thread is the owner or inside, so `run` has not returned.
-            let body = unsafe { &*job.body };
-            body(start..(start + job.grain).min(job.num_items));
-        }
-    }
-}
-
-/// Waiting that starts eager and turns polite: a spinning thread may hold the very core that the
-/// awaited one needs.
-#[derive(Default)]
-struct Wait {
-    num_spins: u32,
-    num_yields: u32,
-}
-
-impl Wait {
-    fn spin_or_yield(&mut self) {
-        if self.num_spins < SPINS_BEFORE_YIELD {
-            self.num_spins += 1;
-            std::hint::spin_loop();
-        } else {
-            self.num_yields += 1;
-            std::thread::yield_now();
-        }
+        });
     }
 }
 
@@ -261,146 +194,5 @@ impl ThreadPool {
     }
 }
 
-/// A mutable slice that several threads write in disjoint parts.
-#[derive(Clone, Copy, Debug)]
-pub struct DisjointMut<'a, T> {
-    start: *mut T,
-    len: usize,
-    borrow: PhantomData<&'a mut [T]>,
-}
-
-// SAFETY: access goes through `slice`, whose callers promise disjoint ranges.
-unsafe impl<T: Send> Send for DisjointMut<'_, T> {}
-// SAFETY: as above.
-unsafe impl<T: Send> Sync for DisjointMut<'_, T> {}
-
-impl<'a, T> DisjointMut<'a, T> {
-    /// Borrows `slice` for disjoint writes.
-    #[must_use]
-    pub fn new(slice: &'a mut [T]) -> Self {
-        Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
-    }
-
-    /// `len` elements at `start`, without a borrow of those that are never accessed.
-    ///
-    /// # Safety
-    /// The memory is valid for `'a`, and elements accessed through the result are accessed through
-    /// nothing else meanwhile.
-    pub(crate) unsafe fn from_raw(start: *mut T, len: usize) -> Self {
-        Self { start, len, borrow: PhantomData }
-    }
-
-    /// Number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Overwrites one element.
-    ///
-    /// # Safety
-    /// No other thread may access the element at once.
-    ///
-    /// # Panics
-    /// When `index` is out of bounds.
-    pub unsafe fn write(&self, index: usize, value: T)
-    where
-        T: Copy,
-    {
-        assert!(index < self.len, "index out of bounds");
-        // SAFETY: in bounds by the assertion, unaliased by the caller's promise.
-        unsafe { self.start.add(index).write(value) };
-    }
-
-    /// The elements of `range`, to be read by any number of threads.
-    ///
-    /// # Safety
-    /// No thread may write them at once.
-    ///
-    /// # Panics
-    /// When `range` is out of bounds.
-    #[must_use]
-    pub unsafe fn read(&self, range: Range<usize>) -> &'a [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "range out of bounds");
-        // SAFETY: in bounds by the assertion, only read by the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start.add(range.start), range.len()) }
-    }
-
-    /// The elements of `range`.
-    ///
-    /// # Safety
-    /// No two threads may hold overlapping ranges at once.
-    ///
-    /// # Panics
-    /// When `range` is out of bounds.
-    #[must_use]
-    pub unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
-        assert!(range.start <= range.end && range.end <= self.len, "range out of bounds");
-        // SAFETY: in bounds by the assertion, unaliased by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nested_and_concurrent_runs_complete() {
-        let pool = ThreadPool::new(3);
-        let sum = AtomicUsize::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for _ in 0..200 {
-                        pool.run(5, 1, |outer| {
-                            pool.run(outer.len() * 3, 1, |inner| {
-                                sum.fetch_add(inner.len(), Ordering::Relaxed);
-                            });
-                        });
-                    }
-                });
-            }
-        });
-        assert_eq!(sum.into_inner(), 4 * 200 * 15);
-    }
-
-    #[test]
-    fn every_item_runs_once_on_any_number_of_threads() {
-        for num_threads in 1..5 {
-            let pool = ThreadPool::new(num_threads);
-            for num_items in [0, 1, 7, 1000] {
-                let counts: Vec<AtomicUsize> =
-                    (0..num_items).map(|_| AtomicUsize::new(0)).collect();
-                pool.run(num_items, 3, |range| {
-                    for item in range {
-                        counts[item].fetch_add(1, Ordering::Relaxed);
-                    }
-                });
-                assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
-            }
-        }
-    }
-
-    #[test]
-    fn a_panic_in_any_thread_reaches_the_caller_and_the_pool_lives_on() {
-        let pool = ThreadPool::new(2);
-        for item in [0, 99] {
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                pool.run(100, 1, |range| assert!(range.start != item, "item {item}"));
-            }));
-            assert!(result.is_err());
-        }
-        let sum = AtomicUsize::new(0);
-        pool.run(10, 1, |range| {
-            sum.fetch_add(range.start, Ordering::Relaxed);
-        });
-        assert_eq!(sum.into_inner(), 45);
-    }
-}
+mod tests;

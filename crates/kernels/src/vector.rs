@@ -5,7 +5,7 @@
 //! (some fuse multiplication and addition), never between calls of one.
 
 use crate::isa::PORTABLE_FMA;
-use crate::lanes::{Bf16, Element, F16, LANES, Lanes, exp, fma};
+use crate::lanes::{Bf16, Element, F16, LANES, Lanes, exp, fma, max_lanes, sum_lanes};
 
 /// Sixteen values in registers. The methods of a type may be called only inside functions that are
 /// compiled for its instruction set, on machines that have it: only [`multivector!`] names types.
@@ -24,6 +24,15 @@ pub(crate) trait Vector: Copy {
     /// A table of sixteen at four bits of each lane of `words`, whose bits are no numbers: those that come
     /// `NIBBLE` times four bits after the lowest.
     fn lookup<const NIBBLE: u32>(self, words: Self) -> Self;
+    /// An unsigned byte of each lane's bits, which are no numbers: the `BYTE`-th after the lowest.
+    #[inline(always)]
+    fn byte<const BYTE: u32>(self) -> Self {
+        let mut numbers = self.to_lanes();
+        for number in &mut numbers {
+            *number = f32::from((number.to_bits() >> (8 * BYTE)) as u8);
+        }
+        Self::load(&numbers)
+    }
     /// From memory.
     fn load(source: &Lanes) -> Self;
     /// From little-endian single precision.
@@ -36,6 +45,16 @@ pub(crate) trait Vector: Copy {
     fn load_i8(source: &[u8; LANES]) -> Self;
     /// To memory.
     fn to_lanes(self) -> Lanes;
+    /// Sum of all lanes, as [`sum_lanes`] adds.
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        sum_lanes(self.to_lanes())
+    }
+    /// Largest lane, as [`max_lanes`] finds it.
+    #[inline(always)]
+    fn max(self) -> f32 {
+        max_lanes(self.to_lanes())
+    }
     /// One lane's `a * b + c`, with the same rounding.
     fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32;
     /// One lane's e^x, as [`crate::lanes::exp`].
@@ -140,9 +159,13 @@ fn lanes_from<const SIZE: usize>(source: &[u8], value: impl Fn([u8; SIZE]) -> f3
     lanes
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::{Neon, eight_halves};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -154,6 +177,20 @@ pub(crate) trait Stored: Copy {
     fn load<V: Vector>(bytes: &[u8]) -> V;
     /// The element at the front of `bytes`.
     fn at(bytes: &[u8]) -> f32;
+}
+
+/// Asks for the cache line of the element at `index`, which need not be one of `of`: memory works while we
+/// compute. Has no other effect.
+#[inline(always)]
+pub(crate) fn prefetch<T>(of: &[T], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint reads nothing, and the pointer need not be valid.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(of.as_ptr().wrapping_add(index).cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (of, index);
 }
 
 /// The first `N` bytes.
@@ -225,6 +262,9 @@ macro_rules! multivector {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2 $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Avx2>($($arg),*) }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            fn neon $(<$lt>)? ($($arg: $ty),*) { $body::<$crate::vector::Neon>($($arg),*) }
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which
@@ -233,6 +273,9 @@ macro_rules! multivector {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 $crate::isa::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: as above.
+                $crate::isa::Isa::Neon | $crate::isa::Isa::NeonDot => unsafe { neon($($arg),*) },
                 _ => $body::<$crate::vector::Portable>($($arg),*),
             }
         }
@@ -258,17 +301,45 @@ mod tests {
     }
 
     multivector! {
-        fn look_up(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) = look_up_body
+        fn fold(lanes: &Lanes, folded: &mut [f32; 2]) = fold_body
     }
 
     #[inline(always)]
-    fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 2]) {
-        let (table, words) = (V::load(table), V::load_f32(words));
-        *lanes = [table.lookup::<0>(words).to_lanes(), table.lookup::<7>(words).to_lanes()];
+    fn fold_body<V: Vector>(lanes: &Lanes, folded: &mut [f32; 2]) {
+        *folded = [V::load(lanes).sum(), V::load(lanes).max()];
     }
 
     #[test]
-    fn every_nibble_finds_its_number_whatever_lies_beside_it_on_every_set() {
+    fn lanes_fold_in_the_same_order_on_every_set() {
+        for isa in crate::Isa::available() {
+            for start in 0..50 {
+                let lanes: Lanes =
+                    std::array::from_fn(|i| ((start + 7 * i) as f32 * 0.37).sin() * 1e3);
+                let mut folded = [0.0; 2];
+                fold(isa, &lanes, &mut folded);
+                let want = [sum_lanes(lanes), max_lanes(lanes)];
+                assert_eq!(folded.map(f32::to_bits), want.map(f32::to_bits), "{isa}");
+            }
+        }
+    }
+
+    multivector! {
+        fn look_up(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 4]) = look_up_body
+    }
+
+    #[inline(always)]
+    fn look_up_body<V: Vector>(table: &Lanes, words: &[u8; 64], lanes: &mut [Lanes; 4]) {
+        let (table, words) = (V::load(table), V::load_f32(words));
+        *lanes = [
+            table.lookup::<0>(words).to_lanes(),
+            table.lookup::<7>(words).to_lanes(),
+            words.byte::<0>().to_lanes(),
+            words.byte::<3>().to_lanes(),
+        ];
+    }
+
+    #[test]
+    fn every_nibble_and_byte_finds_its_number_whatever_lies_beside_it_on_every_set() {
         let table: Lanes = std::array::from_fn(|i| 100.0 + i as f32);
         for isa in crate::Isa::available() {
             for first in 0..16u32 {
@@ -277,12 +348,15 @@ mod tests {
                     let (low, high) = ((lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16);
                     *word = (low | high << 28 | 0x0a5a_5a50).to_le_bytes();
                 }
-                let mut lanes = [[0.0; LANES]; 2];
+                let mut lanes = [[0.0; LANES]; 4];
                 look_up(isa, &table, &words, &mut lanes);
                 for lane in 0..LANES {
                     let want = [(lane as u32 + first) % 16, (lane as u32 * 5 + first) % 16];
                     let want = want.map(|code| 100.0 + code as f32);
                     assert_eq!([lanes[0][lane], lanes[1][lane]], want, "{isa}");
+                    let word = words.as_chunks::<4>().0[lane];
+                    let want = [word[0], word[3]].map(f32::from);
+                    assert_eq!([lanes[2][lane], lanes[3][lane]], want, "{isa}");
                 }
             }
         }

@@ -8,6 +8,7 @@ use std::ops::Range;
 use weft_kernels::attention::{AttentionShape, attention_into};
 use weft_kernels::kv::KvSlot;
 use weft_kernels::lora;
+use weft_kernels::quantize::Activations;
 use weft_kernels::rope::RopeTable;
 use weft_kernels::{
     Arena, Isa, KvCache, KvDtype, KvShape, LentChunks, PackedLinear, PlacedAdapter, ThreadPool,
@@ -102,20 +103,20 @@ impl GivenKv {
 }
 
 impl CpuDevice {
-    /// A device with its KV cache in `arena`, for sequences of at most `max_model_len`.
+    /// A device that computes on `pool`, with its KV cache in `arena`, for sequences of at most `max_model_len`.
     ///
     /// # Panics
     /// When a KV block is larger than a chunk of the arena.
     #[must_use]
     pub fn new(
         config: &ModelConfig,
-        num_threads: usize,
+        pool: ThreadPool,
         kv_dtype: KvDtype,
         arena: Arena,
         max_model_len: usize,
     ) -> Self {
         Self {
-            pool: ThreadPool::new(num_threads),
+            pool,
             isa: Isa::detect(),
             cache: KvCache::new(kv_shape(config), kv_dtype, arena),
             rope: RopeTable::new(&config.rope.frequencies(), max_model_len, 1.0),
@@ -123,6 +124,12 @@ impl CpuDevice {
             vocab_size: config.spec.vocab_size,
             given: GivenKv::default(),
         }
+    }
+
+    /// The same with activations that meet integer weights as these; without, as 12-bit integers.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { projector: Projector::new(activations), ..self }
     }
 
     /// The threads, for work that is not the decoder's.

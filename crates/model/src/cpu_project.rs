@@ -12,7 +12,7 @@ use crate::device::Projection;
 use std::ops::Range;
 use weft_kernels::lora::{self, LoraScratch, LoraTarget};
 use weft_kernels::matmul::{self, Input, Job};
-use weft_kernels::quantize::QuantizedRows;
+use weft_kernels::quantize::{Activations, QuantizedRows};
 use weft_kernels::{Isa, PlacedAdapter, ThreadPool};
 use weft_types::{BottleneckInput, Site};
 
@@ -33,6 +33,12 @@ pub(crate) struct Projector {
 type Workers<'a> = (&'a ThreadPool, Isa);
 
 impl Projector {
+    /// Of these activations.
+    pub(crate) fn new(activations: Activations) -> Self {
+        let quantized = QuantizedRows::new(activations);
+        Self { scaled_quantized: quantized.clone(), quantized, ..Self::default() }
+    }
+
     /// See the module.
     pub(crate) fn project(
         &mut self,

@@ -8,7 +8,7 @@ use crate::step_device::{Picked, StepDevice, Wanted};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::ops::Range;
 use std::sync::Arc;
-use weft_kernels::Arena;
+use weft_kernels::{Arena, ThreadPool};
 use weft_model::{CpuDevice, Decoder, LoadedModel};
 use weft_types::{
     AdapterId, AdapterLoad, AdapterRef, ExecuteError, Executor, ExecutorLimits, PackedAdapter,
@@ -54,11 +54,12 @@ impl ModelExecutor<CpuDevice> {
         };
         let device = CpuDevice::new(
             &model.config,
-            num_threads,
+            ThreadPool::on_cores(num_threads, config.cores.clone()),
             kv_dtype,
             Arena::new(limits.num_blocks, limits.chunk_bytes),
             limits.max_model_len,
-        );
+        )
+        .with_activations(config.activations);
         let decoder = Decoder::new(
             model.config,
             model.weights,
@@ -162,6 +163,10 @@ where
 {
     fn limits(&self) -> ExecutorLimits {
         self.limits.clone()
+    }
+
+    fn stay_on_thread(&mut self) {
+        self.decoder.device_mut().stay_on_thread();
     }
 
     fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>) {

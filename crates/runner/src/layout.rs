@@ -4,6 +4,7 @@ use weft_cuda::ops::kv_cache::KvType;
 use weft_kernels::KvDtype;
 use weft_kernels::arena::ALIGNMENT;
 use weft_kernels::kv::BLOCK_SIZE;
+use weft_kernels::quantize::Activations;
 use weft_kernels::weight::Format;
 use weft_model::cpu::kv_shape;
 use weft_model::{LoadedModel, ModelConfig};
@@ -23,8 +24,12 @@ pub struct RunnerConfig {
     /// `None`: on the CPU single precision under an F32 model, else half; on a GPU the type of
     /// activations.
     pub kv_dtype: Option<KvCacheDtype>,
+    /// What activations are when they meet integer weights on the CPU.
+    pub activations: Activations,
     /// Threads; 0 is one per core.
     pub num_threads: usize,
+    /// Logical processors that the CPU's threads are bound to, one each; empty: to none.
+    pub cores: Vec<usize>,
     /// The largest rank of an adapter.
     pub max_lora_rank: usize,
 }
@@ -38,18 +43,20 @@ pub enum KvCacheDtype {
     F16,
     /// bfloat16.
     Bf16,
+    /// Signed 8-bit integers with a scale for each token's key and value of a head: on the CPU.
+    Int8,
     /// Eight bits (e4m3) without scales, saturated at ±448: on GPUs.
     Fp8,
 }
 
 impl KvCacheDtype {
-    /// Bytes of one number.
+    /// Bytes of one number, without scales.
     #[must_use]
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
-            Self::Fp8 => 1,
+            Self::Int8 | Self::Fp8 => 1,
         }
     }
 
@@ -62,8 +69,9 @@ impl KvCacheDtype {
             Self::F32 => Ok(KvDtype::F32),
             Self::F16 => Ok(KvDtype::F16),
             Self::Bf16 => Ok(KvDtype::Bf16),
+            Self::Int8 => Ok(KvDtype::Int8),
             Self::Fp8 => {
-                let here = "the CPU takes f32, f16 or bf16";
+                let here = "the CPU takes f32, f16, bf16 or int8";
                 Err(RunnerError::KvCacheDtype { given: "fp8", is_for: "GPUs", here })
             }
         }
@@ -74,15 +82,15 @@ impl KvCacheDtype {
     /// # Errors
     /// When it has not.
     pub fn on_gpu(self) -> Result<KvType, RunnerError> {
-        match self {
-            Self::F16 => Ok(KvType::F16),
-            Self::Bf16 => Ok(KvType::Bf16),
-            Self::Fp8 => Ok(KvType::E4m3),
-            Self::F32 => {
-                let here = "a GPU takes f16, bf16 or fp8";
-                Err(RunnerError::KvCacheDtype { given: "f32", is_for: "the CPU", here })
-            }
-        }
+        let given = match self {
+            Self::F16 => return Ok(KvType::F16),
+            Self::Bf16 => return Ok(KvType::Bf16),
+            Self::Fp8 => return Ok(KvType::E4m3),
+            Self::F32 => "f32",
+            Self::Int8 => "int8",
+        };
+        let here = "a GPU takes f16, bf16 or fp8";
+        Err(RunnerError::KvCacheDtype { given, is_for: "the CPU", here })
     }
 
     /// What the CPU takes for a model if nothing was asked for.
@@ -149,7 +157,11 @@ pub fn pool_layout(config: &ModelConfig, kv_dtype: KvCacheDtype) -> usize {
 /// Bytes of a KV block, of [`BLOCK_SIZE`] tokens over all layers.
 #[must_use]
 pub fn kv_block_bytes(config: &ModelConfig, kv_dtype: KvCacheDtype) -> usize {
-    kv_shape(config).block_len() * kv_dtype.size()
+    let shape = kv_shape(config);
+    match kv_dtype.on_cpu() {
+        Ok(kv_dtype) => shape.block_bytes(kv_dtype),
+        Err(_) => shape.block_len() * kv_dtype.size(),
+    }
 }
 
 impl RunnerConfig {

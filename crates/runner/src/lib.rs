@@ -20,4 +20,4 @@ pub mod step_device;
 pub use cuda::CudaExecutor;
 pub use executor::{CpuExecutor, ModelExecutor};
 pub use layout::{KvCacheDtype, RunnerConfig, RunnerError, kv_block_bytes, pool_layout};
-pub use sequence_logits::sequence_logits;
+pub use sequence_logits::{SequenceNumbers, sequence_logits, sequence_logits_in};

@@ -37,6 +37,13 @@ impl TokenCounts {
     }
 }
 
+/// Whether [`apply`] may change a logit.
+pub(crate) fn may_change(state: &SequenceState) -> bool {
+    let is_early = state.num_drawn < u64::from(state.spec.min_tokens);
+    let holds_back = is_early && !state.spec.stop_token_ids.is_empty();
+    holds_back || state.counts.is_some() || !state.spec.sampling.logit_bias.is_empty()
+}
+
 /// Applies everything that comes before temperature.
 pub(crate) fn apply(logits: &mut [f32], state: &SequenceState) {
     let sampling = &state.spec.sampling;

@@ -5,7 +5,8 @@ use crate::layout::{KvCacheDtype, pool_layout};
 use std::sync::Arc;
 use weft_kernels::attention::AttentionItem;
 use weft_kernels::kv::{BLOCK_SIZE, KvSlot};
-use weft_kernels::{Arena, KvDtype, PlacedAdapter};
+use weft_kernels::quantize::Activations;
+use weft_kernels::{Arena, KvDtype, PlacedAdapter, ThreadPool};
 use weft_model::{AdapterSegment, CpuDevice, Decoder, ForwardBatch, LoadedModel};
 use weft_types::{BlockId, PackedAdapter, TokenId};
 
@@ -18,13 +19,43 @@ pub fn sequence_logits(
     active_from: usize,
     tokens: &[TokenId],
 ) -> Vec<f32> {
+    sequence_logits_in(model, adapter, active_from, tokens, SequenceNumbers::default())
+}
+
+/// What numbers a sequence is computed in.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceNumbers {
+    /// What activations are when they meet integer weights.
+    pub activations: Activations,
+    /// Of the cache.
+    pub kv_dtype: KvDtype,
+}
+
+impl Default for SequenceNumbers {
+    fn default() -> Self {
+        Self { activations: Activations::default(), kv_dtype: KvDtype::F32 }
+    }
+}
+
+/// The same in these numbers; pages of the adapter are as large as there.
+#[must_use]
+pub fn sequence_logits_in(
+    model: &LoadedModel,
+    adapter: Option<&PackedAdapter>,
+    active_from: usize,
+    tokens: &[TokenId],
+    numbers: SequenceNumbers,
+) -> Vec<f32> {
     let num_rows = tokens.len();
     let num_blocks = num_rows.div_ceil(BLOCK_SIZE);
     let num_chunks = adapter.map_or(0, |adapter| adapter.num_chunks);
     let chunk_bytes = pool_layout(&model.config, KvCacheDtype::F32);
     let arena = Arena::new(num_blocks + num_chunks, chunk_bytes);
     let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut device = CpuDevice::new(&model.config, num_threads, KvDtype::F32, arena, num_rows);
+    let SequenceNumbers { activations, kv_dtype } = numbers;
+    let pool = ThreadPool::new(num_threads);
+    let mut device = CpuDevice::new(&model.config, pool, kv_dtype, arena, num_rows)
+        .with_activations(activations);
     let chunks: Vec<_> =
         (num_blocks..num_blocks + num_chunks).map(|chunk| BlockId(chunk as u32)).collect();
     let adapter =

@@ -47,6 +47,9 @@ pub trait StepDevice: Device + Send {
     /// When the device fails.
     fn place(packed: &PackedAdapter, chunks: Self::Chunks) -> Result<Self::Adapter, ExecuteError>;
 
+    /// All later calls come from the calling thread, which may be bound to a processor.
+    fn stay_on_thread(&mut self) {}
+
     /// What an adapter consists of.
     fn layout(adapter: &Self::Adapter) -> &Arc<AdapterLayout>;
 
@@ -97,6 +100,10 @@ impl StepDevice for CpuDevice {
         Ok(PlacedAdapter::copy(packed, chunks))
     }
 
+    fn stay_on_thread(&mut self) {
+        self.pool().bind_caller();
+    }
+
     fn layout(adapter: &PlacedAdapter) -> &Arc<AdapterLayout> {
         adapter.layout()
     }
@@ -118,7 +125,7 @@ impl StepDevice for CpuDevice {
 
 /// Reads what is wanted of a row of logits in host memory.
 pub(crate) fn pick_row(row: &LogitRow, state: &SequenceState, logits: &mut [f32]) -> Picked {
-    if !all_finite(logits) {
+    if (row.prompt_logprobs || !row.sample) && !all_finite(logits) {
         return Picked::default();
     }
     let prompt_logprobs = row.prompt_logprobs.then(|| {
@@ -126,5 +133,5 @@ pub(crate) fn pick_row(row: &LogitRow, state: &SequenceState, logits: &mut [f32]
         logprobs::of(logits, state.spec.prompt[row.position + 1], num_top)
     });
     let drawn = if row.sample { sampler::draw(logits, state) } else { None };
-    Picked { drawn, prompt_logprobs, is_finite: true }
+    Picked { is_finite: drawn.is_some() || !row.sample, drawn, prompt_logprobs }
 }

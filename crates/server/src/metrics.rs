@@ -8,11 +8,11 @@ use crate::trace_recorder::TraceRecorder;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec,
+    Opts, Registry, TextEncoder,
 };
 use std::time::Instant;
-use weft_engine::{MemoryStats, PoolUse};
+use weft_engine::{LoopTimes, MemoryStats, PoolUse};
 
 /// The content type of the text format.
 pub(crate) const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -209,6 +209,7 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
             "Tokens found in the prefix cache.",
             stats.prefix_hits(),
         ),
+        counter("weft:steps_total", "Steps that were computed or failed.", stats.steps()),
         counter(
             "weft:requests_expired_total",
             "Requests that waited longer than they may.",
@@ -227,6 +228,7 @@ fn engine_families(state: &AppState) -> Vec<MetricFamily> {
         lora_info(state),
         cache_info(state),
         pool_chunks(&memory, base_name),
+        loop_seconds(stats.loop_times(), base_name),
     ];
     families.into_iter().flatten().chain(adapter_families(state, &memory)).collect()
 }
@@ -246,6 +248,18 @@ fn pool_chunks(memory: &MemoryStats, base_name: &str) -> Vec<MetricFamily> {
         gauge.with_label_values(&[state]).set(chunks as f64);
     }
     gauge.collect()
+}
+
+/// What the engine's loop did with its time.
+fn loop_seconds(times: LoopTimes, base_name: &str) -> Vec<MetricFamily> {
+    let help = "What the engine's loop did with its time: execute is computing.";
+    let opts = opts("weft:loop_seconds_total", help, base_name);
+    let counter = CounterVec::new(opts, &["state"]).expect("names are valid");
+    let LoopTimes { execute, plan, tell, idle } = times;
+    for (state, time) in [("execute", execute), ("plan", plan), ("tell", tell), ("idle", idle)] {
+        counter.with_label_values(&[state]).inc_by(time.as_secs_f64());
+    }
+    counter.collect()
 }
 
 /// Adapters between source, host and device.

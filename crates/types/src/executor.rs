@@ -73,6 +73,9 @@ pub trait Executor: Send {
     /// What it can hold.
     fn limits(&self) -> ExecutorLimits;
 
+    /// Says that all later calls come from the calling thread, which may be bound to a processor.
+    fn stay_on_thread(&mut self) {}
+
     /// Begins to copy an adapter to the device, one page to each chunk, and returns at once. The
     /// chunks are its own until [`Self::unload_adapter`].
     fn load_adapter(&mut self, load: &AdapterLoad, adapter: Arc<PackedAdapter>);

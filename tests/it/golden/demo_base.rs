@@ -8,7 +8,10 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use weft_adapters::{LoadLimits, load_peft_dir};
+use weft_kernels::KvDtype;
+use weft_kernels::quantize::Activations;
 use weft_model::{LoadOptions, LoadedModel};
+use weft_runner::{SequenceNumbers, sequence_logits_in};
 use weft_testkit::golden::GoldenFile;
 use weft_types::{LoweredAdapter, SamplingParams};
 
@@ -84,12 +87,9 @@ fn at_least_nine_of_ten_greedy_continuations_are_the_oracles() {
     assert!(num_same(&load(), &cases) >= 9);
 }
 
-#[test]
-fn perplexity_is_within_half_a_percent_of_the_oracles() {
-    let file = &read_json(&golden("smollm2_base.json"))["perplexity"];
-    let tokens = ids(&file["ids"]);
-    let model = load();
-    let logits = all_logits(&model, None, &tokens);
+/// Mean negative log likelihood of each token after the first.
+fn mean_nll(model: &LoadedModel, tokens: &[u32], numbers: SequenceNumbers) -> f64 {
+    let logits = sequence_logits_in(model, None, 0, tokens, numbers);
     let rows = logits.chunks_exact(model.spec().vocab_size);
     let nll: f64 = rows
         .zip(&tokens[1..])
@@ -99,9 +99,35 @@ fn perplexity_is_within_half_a_percent_of_the_oracles() {
             total.ln() + f64::from(max) - f64::from(row[next as usize])
         })
         .sum();
-    let ratio = (nll / (tokens.len() - 1) as f64 - file["mean_nll"].as_f64().unwrap()).exp();
-    println!("perplexity is {ratio:.5} times the oracle's");
-    assert!((ratio - 1.0).abs() < 0.005);
+    nll / (tokens.len() - 1) as f64
+}
+
+#[test]
+fn perplexity_is_within_half_a_percent_of_the_oracles_and_of_single_precision() {
+    let file = &read_json(&golden("smollm2_base.json"))["perplexity"];
+    let tokens = ids(&file["ids"]);
+    let model = load();
+    let oracle = file["mean_nll"].as_f64().unwrap();
+    let f32_activations = SequenceNumbers { activations: Activations::F32, ..Default::default() };
+    let reference = mean_nll(&model, &tokens, f32_activations);
+    println!(
+        "perplexity is {:.6} times the oracle's in single precision",
+        (reference - oracle).exp()
+    );
+    assert!((reference - oracle).abs() < 1e-4);
+    for (activations, kv_dtype, limit) in [
+        (Activations::Int12, KvDtype::F32, 0.005),
+        (Activations::Int12, KvDtype::F16, 0.005),
+        (Activations::Int12, KvDtype::Int8, 0.005),
+        (Activations::F32, KvDtype::Int8, 0.005),
+        (Activations::Int8, KvDtype::F32, 0.005),
+        (Activations::Int8, KvDtype::Int8, 0.005),
+    ] {
+        let nll = mean_nll(&model, &tokens, SequenceNumbers { activations, kv_dtype });
+        let ratio = (nll - reference).exp();
+        println!("{activations} activations, {kv_dtype:?} cache: {ratio:.5} times that");
+        assert!((ratio - 1.0).abs() < limit, "{activations} {kv_dtype:?}: {ratio}");
+    }
 }
 
 #[test]

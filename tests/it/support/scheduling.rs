@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use weft_kernels::quantize::Activations;
 use weft_model::LoadedModel;
 use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, pool_layout};
 use weft_scheduler::{AdapterSpec, NewSequence, Scheduler, SchedulerConfig};
@@ -39,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) max_num_batched_tokens: usize,
     pub(crate) enable_prefix_caching: bool,
     pub(crate) num_threads: usize,
+    pub(crate) kv_dtype: KvCacheDtype,
+    pub(crate) activations: Activations,
 }
 
 impl Default for Setup {
@@ -48,6 +51,8 @@ impl Default for Setup {
             max_num_batched_tokens: 512,
             enable_prefix_caching: false,
             num_threads: 2,
+            kv_dtype: KvCacheDtype::F16,
+            activations: Activations::default(),
         }
     }
 }
@@ -62,12 +67,14 @@ pub(crate) fn run(model: &LoadedModel, setup: Setup, requests: &[Request]) -> (V
 /// Of an executor for [`run_on`].
 pub(crate) fn runner_config(model: &LoadedModel, setup: Setup) -> RunnerConfig {
     RunnerConfig {
-        memory_bytes: setup.num_blocks * pool_layout(&model.config, KvCacheDtype::F16),
+        memory_bytes: setup.num_blocks * pool_layout(&model.config, setup.kv_dtype),
         max_model_len: (setup.num_blocks * 16).min(256),
         max_num_seqs: 64,
         max_num_batched_tokens: setup.max_num_batched_tokens,
-        kv_dtype: Some(KvCacheDtype::F16),
+        kv_dtype: Some(setup.kv_dtype),
+        activations: setup.activations,
         num_threads: setup.num_threads,
+        cores: Vec::new(),
         max_lora_rank: 512,
     }
 }

@@ -73,8 +73,14 @@ async fn serve() -> (String, Seen) {
 }
 
 fn config(url: String, endpoint: Endpoint) -> HttpConfig {
-    let prompt_style = PromptStyle::TokenIds;
-    HttpConfig { url, endpoint, prompt_style, api_key: Some("secret".into()), user: None }
+    HttpConfig {
+        url,
+        endpoint,
+        prompt_style: PromptStyle::TokenIds,
+        adapter_naming: AdapterNaming::Model,
+        api_key: Some("secret".into()),
+        user: None,
+    }
 }
 
 #[tokio::test]
@@ -123,6 +129,28 @@ async fn requests_say_whose_they_are_if_they_are_told() {
     let seen = seen.lock().unwrap();
     let users: Vec<_> = seen.iter().map(|body| body["user"].as_str()).collect();
     assert_eq!(users, [None, Some("acme")]);
+}
+
+#[tokio::test]
+async fn llama_server_is_told_a_number_and_for_the_base_a_scale_of_zero() {
+    let (url, seen) = serve().await;
+    let config = config(url, Endpoint::Completions);
+    let config = HttpConfig { adapter_naming: AdapterNaming::LoraId, ..config };
+    let target = Arc::new(HttpTarget::new(config).unwrap());
+    for adapters in [vec![], vec!["x".to_owned(), "y".to_owned()]] {
+        let requests = 2.min(1 + adapters.len());
+        let workload =
+            WorkloadConfig { adapters, num_requests: requests, num_warmup: 0, ..small() };
+        let workload = workload.generate().unwrap();
+        let run = drive(Arc::clone(&target), workload, LIMITS, || {}).await.unwrap();
+        assert!(run.records.iter().all(|record| record.error.is_none()));
+    }
+    let seen = seen.lock().unwrap();
+    let mut lora: Vec<_> = seen.iter().map(|body| body["lora"].to_string()).collect();
+    lora[1..].sort();
+    let expected =
+        [r#"[{"id":0,"scale":0.0}]"#, r#"[{"id":0,"scale":1.0}]"#, r#"[{"id":1,"scale":1.0}]"#];
+    assert_eq!(lora, expected);
 }
 
 #[tokio::test]

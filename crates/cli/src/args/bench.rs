@@ -100,6 +100,16 @@ pub enum PromptStyleChoice {
     Text,
 }
 
+/// How a request says which adapter it wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum AdapterNamingChoice {
+    /// As its model (Weft, vLLM, SGLang).
+    #[default]
+    Model,
+    /// By its number in the field `lora` (llama-server, started with the adapters in this order).
+    LoraId,
+}
+
 /// `weft bench serve`
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
@@ -132,6 +142,9 @@ pub struct BenchServeArgs {
     /// How prompts travel; chat is always text.
     #[arg(long, value_enum, default_value_t)]
     pub prompt_style: PromptStyleChoice,
+    /// How a request says which adapter it wants.
+    #[arg(long, value_enum, default_value_t)]
+    pub adapter_naming: AdapterNamingChoice,
     /// Sent as a bearer token.
     #[arg(long, env = "WEFT_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,

@@ -205,6 +205,18 @@ impl From<OsString> for WeightCacheChoice {
     }
 }
 
+/// Whether threads that compute are bound to processors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum PinThreads {
+    /// Where whole processors are this process's own, and one is left for everything else.
+    #[default]
+    Auto,
+    /// Always; refused where there are fewer processors than threads.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What to do with the float weights of a Hugging Face checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum QuantizeChoice {
@@ -236,9 +248,26 @@ pub enum KvCacheDtype {
     /// bfloat16.
     #[value(alias = "bfloat16")]
     Bf16,
+    /// Signed 8-bit integers with a scale for each token's key and value of a head: on the CPU, little
+    /// more than half the memory of f16.
+    #[value(alias = "i8")]
+    Int8,
     /// Eight bits (e4m3) without scales: on GPUs, half the memory of f16.
     #[value(alias = "fp8_e4m3")]
     Fp8,
+}
+
+/// What activations are on the CPU when they meet integer weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuActivationsChoice {
+    /// 12-bit integers in groups of 32: about as precise as half floats.
+    Int12,
+    /// 8-bit integers in groups of 32: less work, less precise.
+    #[value(alias = "i8")]
+    Int8,
+    /// Single precision, as weights become in registers: the reference, much slower.
+    #[value(alias = "float32")]
+    F32,
 }
 
 /// The element type of activations.
@@ -300,9 +329,16 @@ pub struct EngineArgs {
     /// Element type of the KV cache.
     #[arg(long, value_enum, default_value_t, env = "WEFT_KV_CACHE_DTYPE")]
     pub kv_cache_dtype: KvCacheDtype,
+    /// What activations are when they meet integer weights (4- to 8-bit GGUF, --quantize int8 and int4) on
+    /// the CPU. Default: int12. Others, and adapters, are computed in single precision.
+    #[arg(long, value_enum, env = "WEFT_CPU_ACTIVATIONS")]
+    pub cpu_activations: Option<CpuActivationsChoice>,
     /// Threads that compute; 0 is one per core.
     #[arg(long, default_value_t = 0, env = "WEFT_THREADS", value_name = "N")]
     pub threads: usize,
+    /// Bind each of these threads to a processor. auto: if the machine has one more than threads.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_PIN_THREADS")]
+    pub pin_threads: PinThreads,
     /// Which idle adapters and prefixes leave the memory first: gdsf (by frequency, cost and size),
     /// lru or chameleon.
     #[arg(long, default_value = "gdsf", env = "WEFT_EVICTION", value_name = "POLICY")]

@@ -1,7 +1,8 @@
 //! Command lines as people write them, ours and vLLM's.
 
 use super::serve::{
-    AdapterDtypeChoice, DeviceChoice, DtypeChoice, KvCacheDtype, QuantizeChoice, WeightCacheChoice,
+    AdapterDtypeChoice, CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype, PinThreads,
+    QuantizeChoice, WeightCacheChoice,
 };
 use super::*;
 use crate::size::ByteSize;
@@ -38,7 +39,8 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
          --memory 2GiB --max-model-len=128 --max-num-seqs 3 --max-num-batched-tokens 64 \
          --max-lora-rank 32 --served-model-name n1 --served-model-name n2 --allow-runtime-adapters \
          --quantize int8 --kv-cache-dtype=bf16 --threads 2 --no-prefix-caching --max-queue 5 \
-         --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c --dtype=bf16",
+         --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c --dtype=bf16 \
+         --cpu-activations int8 --pin-threads on",
     );
     assert_eq!(args.adapters.adapter, ["a=x", "b=y"]);
     assert_eq!(args.adapters.adapter_dir, Some("d".into()));
@@ -51,6 +53,10 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
     assert_eq!(args.engine.quantize, QuantizeChoice::Int8);
     assert_eq!(args.engine.kv_cache_dtype, KvCacheDtype::Bf16);
     assert_eq!(args.engine.dtype, DtypeChoice::Bf16);
+    assert_eq!(args.engine.cpu_activations, Some(CpuActivationsChoice::Int8));
+    assert_eq!(serve("m").engine.cpu_activations, None);
+    assert_eq!(serve("m --kv-cache-dtype int8").engine.kv_cache_dtype, KvCacheDtype::Int8);
+    assert_eq!(args.engine.pin_threads, PinThreads::On);
     assert!(args.engine.no_prefix_caching && args.allow_runtime_adapters);
     assert_eq!((args.served_model_name.len(), args.max_queue, args.engine.threads), (2, 5, 2));
 }

@@ -82,6 +82,9 @@ pub(super) fn build(
     };
     let kv_dtype = asked_kv_dtype(args.kv_cache_dtype).unwrap_or(half.into());
     kv_dtype.on_gpu()?;
+    if args.cpu_activations.is_some() {
+        bail!("--cpu-activations is for the CPU; a GPU's activations are --dtype: leave it out");
+    }
     let model = match args.load_format {
         LoadFormat::Dummy => CudaModel::dummy(gpu, half, ModelConfig::read(path)?)?,
         LoadFormat::Auto => CudaModel::upload(gpu, half, &load(path, args, None)?)?,

@@ -4,10 +4,10 @@
 //! not depend on which rows those are.
 
 use super::{Scratch, Work};
-use crate::kv::{BLOCK_SIZE, KvDtype};
-use crate::lanes::{Bf16, F16, LANES, max_lanes, sum_lanes};
+use crate::kv::{BLOCK_SIZE, KvDtype, KvPage};
+use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
-use crate::vector::{Stored, Vector, multivector};
+use crate::vector::{Stored, Vector, multivector, prefetch};
 use std::ops::Range;
 
 /// Partial sums of a score: enough to hide the latency of the multiply-add where one row is alone.
@@ -23,14 +23,16 @@ fn attend_body<V: Vector>(work: Work<'_>, scratch: &mut Scratch, out: DisjointMu
         KvDtype::F32 => work.attend::<f32, V>(scratch, out),
         KvDtype::F16 => work.attend::<F16, V>(scratch, out),
         KvDtype::Bf16 => work.attend::<Bf16, V>(scratch, out),
+        KvDtype::Int8 => work.attend::<i8, V>(scratch, out),
     }
 }
 
 /// Keys and values of sixteen positions, and which of them a row sees.
 #[derive(Clone)]
 struct Page<'a> {
-    keys: &'a [u8],
-    values: &'a [u8],
+    stored: KvPage<'a>,
+    /// Keys and values of the page that comes next: fetched while these are multiplied. Empty, if they are.
+    next: (&'a [u8], &'a [u8]),
     seen: Range<usize>,
 }
 
@@ -39,6 +41,13 @@ impl Work<'_> {
     #[inline(always)]
     fn group(&self) -> usize {
         self.shape.num_heads / self.shape.num_kv_heads
+    }
+
+    /// Keys and values of a page of the sequence.
+    #[inline(always)]
+    fn page(&self, page: usize) -> KvPage<'_> {
+        let block = self.block_tables[self.item.first_block + page];
+        self.cache.page(block, self.layer, self.kv_head)
     }
 
     /// The first position that a row at `position` sees.
@@ -63,9 +72,15 @@ impl Work<'_> {
         scratch.softmax.resize(item.num_rows * group, (f32::NEG_INFINITY, 0.0));
 
         let last_position = item.position + item.num_rows - 1;
-        for page in self.first_seen(item.position) / BLOCK_SIZE..=last_position / BLOCK_SIZE {
-            let block = self.block_tables[item.first_block + page];
-            let (keys, values) = self.cache.page(block, self.layer, self.kv_head);
+        let last_page = last_position / BLOCK_SIZE;
+        for page in self.first_seen(item.position) / BLOCK_SIZE..=last_page {
+            let stored = self.page(page);
+            // Pages lie anywhere: the processor cannot know which comes next.
+            let mut next = (&[][..], &[][..]);
+            if page < last_page {
+                let page = self.page(page + 1);
+                next = (page.keys, page.values);
+            }
             let mut row = 0;
             while row < item.num_rows {
                 let seen = self.seen(row, page);
@@ -76,8 +91,9 @@ impl Work<'_> {
                     row += 1;
                 }
                 if !seen.is_empty() {
-                    let page = Page { keys, values, seen };
-                    self.queries::<T, V>(&page, first * group..row * group, scratch);
+                    let page = Page { stored, next, seen };
+                    self.queries::<T, V>(page, first * group..row * group, scratch);
+                    next = (&[], &[]);
                 }
             }
         }
@@ -109,7 +125,7 @@ impl Work<'_> {
     #[inline(always)]
     fn queries<T: Stored, V: Vector>(
         &self,
-        page: &Page<'_>,
+        mut page: Page<'_>,
         indices: Range<usize>,
         scratch: &mut Scratch,
     ) {
@@ -117,18 +133,19 @@ impl Work<'_> {
         while index < indices.end {
             let num_left = indices.end - index;
             if V::BLOCK == 4 && num_left >= 4 {
-                self.update::<T, V, 4>(page, index, scratch);
+                self.update::<T, V, 4>(&page, index, scratch);
                 index += 4;
             } else if V::BLOCK == 4 && num_left == 3 {
-                self.update::<T, V, 3>(page, index, scratch);
+                self.update::<T, V, 3>(&page, index, scratch);
                 index += 3;
             } else if num_left >= 2 {
-                self.update::<T, V, 2>(page, index, scratch);
+                self.update::<T, V, 2>(&page, index, scratch);
                 index += 2;
             } else {
-                self.update::<T, V, 1>(page, index, scratch);
+                self.update::<T, V, 1>(&page, index, scratch);
                 index += 1;
             }
+            page.next = (&[], &[]);
         }
     }
 
@@ -145,7 +162,10 @@ impl Work<'_> {
             let (row, head) = ((first + i) / self.group(), (first + i) % self.group());
             q[i] = &self.q[self.row_start(row) + head * dim..][..dim];
         }
-        let mut p = scores::<T, V, N>(&q, page.keys);
+        let mut p = scores::<T, V, N>(&q, page.stored.keys, page.next.0);
+        if let Some([scales, _]) = page.stored.scales {
+            scale::<V, N>(&mut p, scales);
+        }
         let mut corrections = [0.0; N];
         for i in 0..N {
             for (lane, p) in p[i].iter_mut().enumerate() {
@@ -154,14 +174,18 @@ impl Work<'_> {
                 *p = if page.seen.contains(&lane) { score } else { f32::NEG_INFINITY };
             }
             let (max, sum) = &mut scratch.softmax[first + i];
-            let largest = max_lanes(p[i]);
+            let largest = V::load(&p[i]).max();
             let new_max = if largest > *max { largest } else { *max };
             corrections[i] = V::exp(*max - new_max);
             for p in &mut p[i] {
                 *p = V::exp(*p - new_max);
             }
-            *sum = V::scalar_mul_add(*sum, corrections[i], sum_lanes(p[i]));
+            *sum = V::scalar_mul_add(*sum, corrections[i], V::load(&p[i]).sum());
             *max = new_max;
+        }
+        if let Some([_, scales]) = page.stored.scales {
+            // Of positions that are not seen this is anything, and not read.
+            scale::<V, N>(&mut p, scales);
         }
         let acc = &mut scratch.acc[first * dim..(first + N) * dim];
         let mut column = 0;
@@ -181,7 +205,7 @@ impl Work<'_> {
                 let acc = &mut acc[i * dim + column];
                 *acc *= corrections[i];
                 for t in page.seen.clone() {
-                    let value = T::at(&page.values[(t * dim + column) * T::SIZE..]);
+                    let value = T::at(&page.stored.values[(t * dim + column) * T::SIZE..]);
                     *acc = V::scalar_mul_add(p[i][t], value, *acc);
                 }
             }
@@ -189,14 +213,30 @@ impl Work<'_> {
     }
 }
 
+/// Multiplies what belongs to each position with the position's scale.
+#[inline(always)]
+fn scale<V: Vector, const N: usize>(p: &mut [[f32; LANES]; N], scales: &[u8; 4 * LANES]) {
+    let scales = V::load_f32(scales);
+    for p in p {
+        *p = V::load(p).mul(scales).to_lanes();
+    }
+}
+
 /// `q[i] · K`, K:[head_dim, 16].
 #[inline(always)]
-fn scores<T: Stored, V: Vector, const N: usize>(q: &[&[f32]; N], keys: &[u8]) -> [[f32; LANES]; N] {
+fn scores<T: Stored, V: Vector, const N: usize>(
+    q: &[&[f32]; N],
+    keys: &[u8],
+    next: &[u8],
+) -> [[f32; LANES]; N] {
     let row_bytes = LANES * T::SIZE;
     let mut sums = [[V::splat(0.0); CHAINS]; N];
     let dim = q[0].len();
     let mut k = 0;
     while k + CHAINS <= dim {
+        if !next.is_empty() {
+            prefetch(next, k * row_bytes);
+        }
         for chain in 0..CHAINS {
             let keys = T::load::<V>(&keys[(k + chain) * row_bytes..]);
             for i in 0..N {
@@ -241,7 +281,12 @@ fn add_values<T: Stored, V: Vector, const N: usize, const WIDTH: usize>(
         }
     }
     for t in page.seen.clone() {
-        let row = &page.values[(t * dim + column) * T::SIZE..];
+        let row = &page.stored.values[(t * dim + column) * T::SIZE..];
+        if !page.next.1.is_empty() {
+            for line in (0..WIDTH * LANES * T::SIZE).step_by(64) {
+                prefetch(page.next.1, (t * dim + column) * T::SIZE + line);
+            }
+        }
         let mut values = [V::splat(0.0); WIDTH];
         for w in 0..WIDTH {
             values[w] = T::load::<V>(&row[w * LANES * T::SIZE..]);

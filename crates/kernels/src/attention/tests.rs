@@ -122,9 +122,12 @@ fn matches_the_reference_and_ignores_what_blocks_held_before() {
     ] {
         let case = case(len, head_dim, num_heads, num_kv_heads, window);
         let want = case.reference();
-        for (dtype, tolerance) in
-            [(KvDtype::F32, 1e-5), (KvDtype::F16, 3e-3), (KvDtype::Bf16, 3e-2)]
-        {
+        for (dtype, tolerance) in [
+            (KvDtype::F32, 1e-5),
+            (KvDtype::F16, 3e-3),
+            (KvDtype::Bf16, 3e-2),
+            (KvDtype::Int8, 5e-2),
+        ] {
             let (cache, blocks) = case.cache(dtype);
             for isa in Isa::available() {
                 for (got, want) in case.run(isa, &cache, &blocks, 5).iter().zip(&want) {
@@ -141,11 +144,13 @@ fn matches_the_reference_and_ignores_what_blocks_held_before() {
 #[test]
 fn chunks_do_not_change_a_bit() {
     let case = case(70, 64, 3, 1, None);
-    let (cache, blocks) = case.cache(KvDtype::F16);
-    for isa in Isa::available() {
-        let whole = case.run(isa, &cache, &blocks, 8);
-        for chunk in [1, 3, 7] {
-            assert_eq!(case.run(isa, &cache, &blocks, chunk), whole);
+    for dtype in [KvDtype::F16, KvDtype::Int8] {
+        let (cache, blocks) = case.cache(dtype);
+        for isa in Isa::available() {
+            let whole = case.run(isa, &cache, &blocks, 8);
+            for chunk in [1, 3, 7] {
+                assert_eq!(case.run(isa, &cache, &blocks, chunk), whole);
+            }
         }
     }
 }

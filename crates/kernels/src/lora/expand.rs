@@ -7,7 +7,7 @@ use super::Item;
 use super::placed::{PlacedMatrix, Run};
 use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
-use crate::vector::{Stored, Vector, multivector};
+use crate::vector::{Stored, Vector, multivector, prefetch};
 use weft_types::Dtype;
 
 multivector! {
@@ -15,6 +15,15 @@ multivector! {
     /// which is row `first_row` of `out`.
     pub(super) fn expand<'a>(b: &PlacedMatrix<'_>, t: &[f32], first_row: usize, item: &Item, out: DisjointMut<'a, f32>)
         = expand_body
+}
+
+/// Asks memory for what [`expand`] reads first.
+pub(super) fn prefetch_front(b: &PlacedMatrix<'_>) {
+    let run = b.run(0);
+    for row in run.bytes.chunks(b.cols * b.dtype.size()) {
+        prefetch(row, 0);
+        prefetch(row, 64);
+    }
 }
 
 #[inline(always)]
@@ -144,6 +153,10 @@ impl Expand<'_> {
         }
         for j in 0..num_ranks {
             let b = &run.bytes[(j * num_outputs + column) * T::SIZE..];
+            // The columns that come next: rows lie too far apart for the processor to see it coming.
+            for line in (0..WIDTH * LANES * T::SIZE).step_by(64) {
+                prefetch(b, WIDTH * LANES * T::SIZE + line);
+            }
             let mut columns = [V::splat(0.0); WIDTH];
             for w in 0..WIDTH {
                 columns[w] = T::load::<V>(&b[w * LANES * T::SIZE..]);

@@ -5,15 +5,23 @@
 
 use super::placed::PlacedMatrix;
 use super::{Item, Part};
-use crate::lanes::{Bf16, F16, LANES, sum_lanes};
+use crate::lanes::{Bf16, F16, LANES};
 use crate::pool::DisjointMut;
-use crate::vector::{Stored, Vector, multivector};
+use crate::vector::{Stored, Vector, multivector, prefetch};
 use weft_types::Dtype;
 
 multivector! {
     /// Computes the ranks `item.columns` of `item.rows`; x starts at the segment's first row.
     pub(super) fn shrink<'a>(a: &PlacedMatrix<'_>, scales: &[f32], x: &[f32], item: &Item, part: &Part, shrunk: DisjointMut<'a, f32>)
         = shrink_body
+}
+
+/// Asks memory for what [`shrink`] reads first.
+pub(super) fn prefetch_front(a: &PlacedMatrix<'_>) {
+    let front = &a.run(0).bytes;
+    for line in (0..front.len().min(4 * a.cols * a.dtype.size())).step_by(64) {
+        prefetch(front, line);
+    }
 }
 
 #[inline(always)]
@@ -96,6 +104,12 @@ impl Shrink<'_> {
         let mut acc = [[V::splat(0.0); RANKS]; ROWS];
         let mut k = 0;
         while k + LANES <= num_inputs {
+            // The ranks that come next.
+            if k * T::SIZE % 64 == 0 {
+                for j in 0..RANKS {
+                    prefetch(a[j], (RANKS * num_inputs + k) * T::SIZE);
+                }
+            }
             let mut columns = [V::splat(0.0); RANKS];
             for j in 0..RANKS {
                 columns[j] = T::load::<V>(&a[j][k * T::SIZE..]);
@@ -110,14 +124,18 @@ impl Shrink<'_> {
         }
         for i in 0..ROWS {
             for j in 0..RANKS {
-                let mut lanes = acc[i][j].to_lanes();
-                for (lane, k) in (k..num_inputs).enumerate() {
-                    let a = T::at(&a[j][k * T::SIZE..]);
-                    lanes[lane] = V::scalar_mul_add(x[i][k], a, lanes[lane]);
+                let mut sum = acc[i][j];
+                if k < num_inputs {
+                    let mut lanes = sum.to_lanes();
+                    for (lane, k) in (k..num_inputs).enumerate() {
+                        let a = T::at(&a[j][k * T::SIZE..]);
+                        lanes[lane] = V::scalar_mul_add(x[i][k], a, lanes[lane]);
+                    }
+                    sum = V::load(&lanes);
                 }
                 let index = self.part.start + (row + i) * self.part.rank + rank + j;
                 // SAFETY: items are disjoint in rows and ranks.
-                unsafe { self.shrunk.write(index, self.scales[rank + j] * sum_lanes(lanes)) };
+                unsafe { self.shrunk.write(index, self.scales[rank + j] * sum.sum()) };
             }
         }
     }

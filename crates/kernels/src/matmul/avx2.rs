@@ -66,7 +66,7 @@ unsafe fn store<const ROWS: usize>(
 /// 16 bytes are readable at `source`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn halves(source: *const u8) -> __m256 {
+pub(super) unsafe fn halves(source: *const u8) -> __m256 {
     // SAFETY: as promised by the caller.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(source.cast()) })
 }

@@ -4,7 +4,7 @@
 //! rows at a time in registers. For integer formats the products of a group are summed exactly in
 //! 32-bit integers, then scaled and added in single precision, group by group: an order that
 //! depends on neither the number of rows nor the threads. AMX and AVX-512 give the same bits, so
-//! that each can take the row counts that it is faster at.
+//! that each can take the row counts that it is faster at; so do all sets of aarch64.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -12,13 +12,20 @@ pub(crate) mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod bytes;
 mod coded;
+mod dequantized;
 mod float;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod portable;
 
 use crate::Isa;
 use crate::lanes::{Bf16, F16};
 use crate::pool::{DisjointMut, ThreadPool};
+#[cfg(target_arch = "x86_64")]
+use crate::quantize::Activations;
 use crate::quantize::QuantizedRows;
 use crate::weight::{Format, PackedLinear, TILE};
 
@@ -33,7 +40,8 @@ pub(crate) const MAX_ROWS: usize = 8;
 pub struct Input<'a> {
     /// `[T, K]`, for weights that are multiplied in single precision.
     pub rows: &'a [f32],
-    /// The same rows quantized, for integer weights; else unused.
+    /// The same rows quantized, for integer weights, which are multiplied with `rows` if these are of
+    /// single precision; else unused.
     pub quantized: &'a QuantizedRows,
     /// T
     pub num_rows: usize,
@@ -77,7 +85,7 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
     assert!(jobs.len() <= targets.len(), "at most three linears share an input");
     for ((target, job), ordered) in targets.iter_mut().zip(jobs).zip(&ordered) {
         let (num_inputs, num_outputs) = (job.weight.num_inputs(), job.weight.num_outputs());
-        if job.weight.format().is_integer() {
+        if job.weight.format().is_integer() && input.quantized.is_integer() {
             assert_eq!(input.quantized.num_inputs, num_inputs, "input width");
             assert!(input.quantized.codes.len() >= input.num_rows * num_inputs);
         } else {
@@ -115,7 +123,10 @@ pub fn matmul(pool: &ThreadPool, isa: Isa, input: Input<'_>, jobs: &mut [Job<'_>
             #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut))]
             let mut first = 0;
             #[cfg(target_arch = "x86_64")]
-            if let Some(registers) = &registers {
+            if let Some(registers) = &registers
+                && weight.format().is_integer()
+                && input.quantized.is_integer()
+            {
                 let (x, num_rows) = (input.quantized, input.num_rows);
                 let next = if tile + 1 < weight.num_tiles() { weight.tile(tile + 1) } else { &[] };
                 let (format, blocks) = (weight.format(), weight.tile(tile));
@@ -181,6 +192,13 @@ fn tile_sums(
     sums: &mut TileSums,
 ) {
     match weight.format() {
+        #[cfg(target_arch = "aarch64")]
+        format if format.is_float() && isa != Isa::Portable => {
+            let (values, num_inputs) = (weight.tile(tile), weight.num_inputs());
+            // SAFETY: an `Isa` other than portable is only made by `Isa::available`, which checked
+            // that this machine has NEON.
+            unsafe { neon::float_tile(format, values, input.rows, num_inputs, rows, sums) };
+        }
         Format::F32 => {
             float::tile_f32(
                 isa,
@@ -199,13 +217,30 @@ fn tile_sums(
             let values: &[Bf16] = weight.float_tile(tile);
             float::tile_bf16(isa, values, input.rows, weight.num_inputs(), rows, sums);
         }
+        Format::W4 | Format::W8 { .. } if !input.quantized.is_integer() => {
+            dequantized::tile(isa, weight, tile, input.rows, rows, sums);
+        }
         format @ (Format::W4 | Format::W8 { .. }) => {
             let blocks = weight.tile(tile);
+            #[cfg(target_arch = "x86_64")]
+            let is_int8 = input.quantized.activations == Activations::Int8;
             match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Amx if is_int8 => {
+                    bytes::tile_avx512(format, blocks, input.quantized, rows, sums);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 if is_int8 && format == Format::W4 => {
+                    bytes::tile_avx2(blocks, input.quantized, rows, sums);
+                }
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 | Isa::Amx => avx512::tile(format, blocks, input.quantized, rows, sums),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => avx2::tile(format, blocks, input.quantized, rows, sums),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Neon | Isa::NeonDot => {
+                    neon::tile(isa, format, blocks, input.quantized, rows, sums);
+                }
                 _ => portable::tile(format, blocks, input.quantized, rows, sums),
             }
         }

@@ -1,7 +1,8 @@
 //! Tiles of integer weights in plain Rust: the meaning that the SIMD versions must keep.
 
 use super::TileSums;
-use crate::lanes::{Element, F16};
+use crate::isa::PORTABLE_FMA;
+use crate::lanes::{Element, F16, fma};
 use crate::quantize::QuantizedRows;
 use crate::weight::{Format, GROUP, TILE, w4_position, w8_position};
 use std::ops::Range;
@@ -44,12 +45,13 @@ pub(super) fn tile(
                 }
             }
             for lane in 0..TILE {
-                sums[lane] += dot[lane] as f32 * (half(scales, lane) * x_scale);
+                let scaled = half(scales, lane) * x_scale;
+                sums[lane] = fma::<PORTABLE_FMA>(dot[lane] as f32, scaled, sums[lane]);
             }
             if has_min {
                 let x_total = x_scale * x_sum as f32;
                 for lane in 0..TILE {
-                    sums[lane] += half(mins, lane) * x_total;
+                    sums[lane] = fma::<PORTABLE_FMA>(half(mins, lane), x_total, sums[lane]);
                 }
             }
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::codebook::Codebook;
 use crate::coded::CodedRow;
 use crate::pack::{Packer, QuantizedRow};
+use crate::quantize::Activations;
 use crate::weight::GROUP;
 
 pub(crate) const FORMATS: [Format; 13] = [
@@ -21,6 +22,8 @@ pub(crate) const FORMATS: [Format; 13] = [
     Format::ZeroPoint { bits: 8, group: 32 },
     Format::ZeroPoint { bits: 8, group: 8 },
 ];
+
+const ACTIVATIONS: [Activations; 3] = [Activations::Int12, Activations::Int8, Activations::F32];
 
 /// A repeatable stream of numbers in [-1, 1).
 fn noise(seed: u32) -> impl FnMut() -> f32 {
@@ -72,9 +75,19 @@ fn fill(mut packer: Packer, format: Format, num_outputs: usize, num_inputs: usiz
 }
 
 fn run(isa: Isa, weight: &PackedLinear, x: &[f32], num_threads: usize) -> Vec<f32> {
+    run_with(Activations::Int12, isa, weight, x, num_threads)
+}
+
+fn run_with(
+    activations: Activations,
+    isa: Isa,
+    weight: &PackedLinear,
+    x: &[f32],
+    num_threads: usize,
+) -> Vec<f32> {
     let pool = ThreadPool::new(num_threads);
     let num_rows = x.len() / weight.num_inputs();
-    let mut quantized = QuantizedRows::default();
+    let mut quantized = QuantizedRows::new(activations);
     if weight.format().is_integer() {
         quantized.quantize(&pool, isa, x, weight.num_inputs());
     }
@@ -84,11 +97,16 @@ fn run(isa: Isa, weight: &PackedLinear, x: &[f32], num_threads: usize) -> Vec<f3
     y
 }
 
-fn as_quantized(format: Format, x: &[f32], num_inputs: usize) -> Vec<f32> {
-    if !format.is_integer() {
+fn as_quantized(
+    activations: Activations,
+    format: Format,
+    x: &[f32],
+    num_inputs: usize,
+) -> Vec<f32> {
+    if !format.is_integer() || activations == Activations::F32 {
         return x.to_vec();
     }
-    let mut rows = QuantizedRows::default();
+    let mut rows = QuantizedRows::new(activations);
     rows.quantize(&ThreadPool::new(1), Isa::Portable, x, num_inputs);
     let codes = rows.codes.iter().enumerate();
     codes.map(|(i, &code)| f32::from(code) * rows.scales[i / GROUP]).collect()
@@ -104,12 +122,17 @@ fn every_format_matches_the_f64_reference_on_every_instruction_set() {
             let mut next = noise(3);
             let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 4.0).collect();
             // What quantization loses has its own test.
-            let want = reference(&as_quantized(format, &x, num_inputs), &weight);
-            let size = want.iter().map(|y| y * y).sum::<f64>().sqrt() / (want.len() as f64).sqrt();
-            for isa in Isa::available() {
-                for (got, want) in run(isa, &weight, &x, 2).iter().zip(&want) {
-                    let error = (f64::from(*got) - want).abs() / size;
-                    assert!(error < 2e-6, "{format:?} {isa}: {got} is not {want}");
+            for activations in ACTIVATIONS {
+                let want = reference(&as_quantized(activations, format, &x, num_inputs), &weight);
+                let square = want.iter().map(|y| y * y).sum::<f64>();
+                let size = (square / want.len() as f64).sqrt();
+                for isa in Isa::available() {
+                    let got = run_with(activations, isa, &weight, &x, 2);
+                    for (got, want) in got.iter().zip(&want) {
+                        let error = (f64::from(*got) - want).abs() / size;
+                        let what = format!("{format:?} {isa} {activations}");
+                        assert!(error < 2e-6, "{what}: {got} is not {want}");
+                    }
                 }
             }
         }
@@ -123,10 +146,13 @@ fn a_row_has_the_same_bits_alone_and_among_others() {
     let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next()).collect();
     for format in FORMATS {
         let weight = random_linear(format, num_outputs, num_inputs);
-        for isa in Isa::available() {
-            let together = run(isa, &weight, &x, 2);
+        for (isa, activations) in
+            Isa::available().into_iter().flat_map(|isa| ACTIVATIONS.map(|one| (isa, one)))
+        {
+            let together = run_with(activations, isa, &weight, &x, 2);
             for (x, want) in x.chunks_exact(num_inputs).zip(together.chunks_exact(num_outputs)) {
-                assert_eq!(run(isa, &weight, x, 1), want, "{format:?} {isa}");
+                let alone = run_with(activations, isa, &weight, x, 1);
+                assert_eq!(alone, want, "{format:?} {isa} {activations}");
             }
         }
     }
@@ -171,8 +197,86 @@ fn amx_and_avx512_give_the_same_bits_for_any_number_of_rows() {
         for num_rows in [1, 5, 6, 7, 15, 16, 17, 21, 22, 32, 37, 50] {
             let mut next = noise(num_rows as u32);
             let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 9.0).collect();
-            let want = run(Isa::Avx512, &weight, &x, 1);
-            assert_eq!(run(Isa::Amx, &weight, &x, 2), want, "{format:?}, {num_rows} rows");
+            for activations in ACTIVATIONS {
+                let want = run_with(activations, Isa::Avx512, &weight, &x, 1);
+                let got = run_with(activations, Isa::Amx, &weight, &x, 2);
+                assert_eq!(got, want, "{format:?}, {num_rows} rows, {activations}");
+            }
+        }
+    }
+}
+
+/// The largest codes of both signs with the largest of the weights, so that a sum that saturates or wraps
+/// would show: all sets fuse the same operations, but the portable one.
+#[test]
+fn integer_sums_of_the_largest_codes_are_exact_on_every_instruction_set() {
+    let (num_outputs, num_inputs, num_rows) = (16, 64, 19);
+    let signs =
+        |t: usize, k: usize| if t == 0 || !(k / 2 + t).is_multiple_of(3) { 1.0 } else { -1.0 };
+    let x: Vec<f32> =
+        (0..num_rows * num_inputs).map(|i| signs(i / num_inputs, i % num_inputs)).collect();
+    for format in FORMATS.into_iter().filter(|format| format.is_integer()) {
+        let (largest, has_min) = match format {
+            Format::W8 { offset: 16 | 32, has_min, .. } => (63, has_min),
+            Format::W8 { has_min, .. } => (if has_min { 127 } else { 255 }, has_min),
+            _ => (15, true),
+        };
+        let codes = vec![largest; num_inputs];
+        let scales = vec![1.0; num_inputs / format.group()];
+        let mins = vec![0.0; if has_min { scales.len() } else { 0 }];
+        let mut packer = Packer::new(format, num_outputs, num_inputs);
+        for row in 0..num_outputs {
+            packer.set_quantized(row, QuantizedRow { codes: &codes, scales: &scales, mins: &mins });
+        }
+        let weight = packer.finish();
+        for activations in [Activations::Int12, Activations::Int8] {
+            let want = run_with(activations, Isa::Portable, &weight, &x, 1);
+            for isa in Isa::available() {
+                let got = run_with(activations, isa, &weight, &x, 1);
+                for (got, want) in got.iter().zip(&want) {
+                    let error = (got - want).abs() / want.abs().max(1.0);
+                    assert!(error < 1e-6, "{format:?} {isa} {activations}: {got} is not {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn avx2_and_avx512_give_the_same_bits() {
+    let sets = Isa::available();
+    if sets.len() < 3 {
+        println!("this machine has no AVX-512");
+        return;
+    }
+    for format in FORMATS.into_iter().filter(|format| format.is_integer()) {
+        let weight = random_linear(format, 40, 96);
+        let mut next = noise(17);
+        let x: Vec<f32> = (0..11 * 96).map(|_| next() * 5.0).collect();
+        for activations in ACTIVATIONS {
+            let want = run_with(activations, sets[1], &weight, &x, 1);
+            for &isa in &sets[2..] {
+                let got = run_with(activations, isa, &weight, &x, 1);
+                assert_eq!(got, want, "{format:?} {isa} {activations}");
+            }
+        }
+    }
+}
+
+/// Where multiplication and addition are fused in all sets, no set differs from the portable one.
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn all_sets_give_the_bits_of_the_portable_one_for_any_number_of_rows() {
+    let num_inputs = 96;
+    for format in FORMATS {
+        let weight = random_linear(format, 40, num_inputs);
+        for num_rows in 1..=11 {
+            let mut next = noise(num_rows as u32);
+            let x: Vec<f32> = (0..num_rows * num_inputs).map(|_| next() * 9.0).collect();
+            let want = run(Isa::Portable, &weight, &x, 1);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, &weight, &x, 2), want, "{format:?}, {num_rows} rows, {isa}");
+            }
         }
     }
 }

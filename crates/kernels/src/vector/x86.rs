@@ -2,12 +2,15 @@
 
 use super::{LANES, Lanes, Vector, exp};
 use std::arch::x86_64::{
-    __m128i, __m256, __m512, _mm_loadu_si128, _mm_unpackhi_epi64, _mm256_blendv_ps,
-    _mm256_castps_si256, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps, _mm256_slli_epi32,
-    _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    __m128i, __m256, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_loadu_si128, _mm_max_ps,
+    _mm_max_ss, _mm_movehdup_ps, _mm_movehl_ps, _mm_unpackhi_epi64, _mm256_add_ps,
+    _mm256_and_si256, _mm256_blendv_ps, _mm256_castps_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu16_epi32,
+    _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_max_ps, _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_slli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps, _mm256_sub_ps, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castps512_ps256, _mm512_castsi512_ps, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_extractf32x8_ps,
     _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_permutexvar_ps, _mm512_set1_epi32,
     _mm512_set1_ps, _mm512_slli_epi32, _mm512_srlv_epi32, _mm512_storeu_ps, _mm512_sub_ps,
 };
@@ -65,6 +68,20 @@ impl Vector for Avx2 {
                 *half = _mm256_blendv_ps(low, high, fourth);
             }
             Self(halves)
+        }
+    }
+
+    #[inline(always)]
+    fn byte<const BYTE: u32>(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let (shift, mask) = (_mm256_set1_epi32(8 * BYTE as i32), _mm256_set1_epi32(0xff));
+            let low = _mm256_srlv_epi32(_mm256_castps_si256(self.0[0]), shift);
+            let high = _mm256_srlv_epi32(_mm256_castps_si256(self.0[1]), shift);
+            Self([
+                _mm256_cvtepi32_ps(_mm256_and_si256(low, mask)),
+                _mm256_cvtepi32_ps(_mm256_and_si256(high, mask)),
+            ])
         }
     }
 
@@ -132,6 +149,18 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { sum_of_eight(_mm256_add_ps(self.0[0], self.0[1])) }
+    }
+
+    #[inline(always)]
+    fn max(self) -> f32 {
+        // SAFETY: see above.
+        unsafe { max_of_eight(_mm256_max_ps(self.0[1], self.0[0])) }
+    }
+
+    #[inline(always)]
     fn scalar_mul_add(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
@@ -139,6 +168,34 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn exp(x: f32) -> f32 {
         exp::<true>(x)
+    }
+}
+
+/// Halves are added until one is left.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn sum_of_eight(v: __m256) -> f32 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+}
+
+/// The same for the largest; of two that do not compare, the lower lane.
+///
+/// # Safety
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn max_of_eight(v: __m256) -> f32 {
+    // SAFETY: as promised by the caller.
+    unsafe {
+        let v = _mm_max_ps(_mm256_extractf128_ps::<1>(v), _mm256_castps256_ps128(v));
+        let v = _mm_max_ps(_mm_movehl_ps(v, v), v);
+        _mm_cvtss_f32(_mm_max_ss(_mm_movehdup_ps(v), v))
     }
 }
 
@@ -185,6 +242,16 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    fn byte<const BYTE: u32>(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let words = _mm512_castps_si512(self.0);
+            let words = _mm512_srlv_epi32(words, _mm512_set1_epi32(8 * BYTE as i32));
+            Self(_mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xff))))
+        }
+    }
+
+    #[inline(always)]
     fn load(source: &Lanes) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_loadu_ps(source.as_ptr()) })
@@ -226,6 +293,24 @@ impl Vector for Avx512 {
         // SAFETY: see above.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
         lanes
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let high = _mm512_extractf32x8_ps::<1>(self.0);
+            sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(self.0), high))
+        }
+    }
+
+    #[inline(always)]
+    fn max(self) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let high = _mm512_extractf32x8_ps::<1>(self.0);
+            max_of_eight(_mm256_max_ps(high, _mm512_castps512_ps256(self.0)))
+        }
     }
 
     #[inline(always)]

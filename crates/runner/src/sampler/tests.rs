@@ -111,3 +111,133 @@ fn logits_that_are_not_finite_are_refused() {
         }
     }
 }
+
+/// The definition: sorts everything.
+fn choose_by_sorting(logits: &[f32], sampling: &SamplingParams, u: f64) -> TokenId {
+    let max = logits.iter().copied().fold(f32::MIN, f32::max);
+    let weight = |x: f32| (f64::from(x - max) / f64::from(sampling.temperature)).exp();
+    let cuts_k = sampling.top_k > 0 && (sampling.top_k as usize) < logits.len();
+    let mut all: Vec<_> = (0..).zip(logits).map(|(token, &x)| (token, x, weight(x))).collect();
+    if cuts_k || sampling.top_p < 1.0 || sampling.min_p > 0.0 {
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        if cuts_k {
+            all.truncate(sampling.top_k as usize);
+        }
+        let limit = f64::from(sampling.top_p) * all.iter().map(|entry| entry.2).sum::<f64>();
+        let mut mass = 0.0;
+        all.retain(|entry| {
+            let is_kept = mass < limit;
+            mass += entry.2;
+            is_kept
+        });
+        all.retain(|entry| entry.2 >= f64::from(sampling.min_p));
+    }
+    let mut left = u * all.iter().map(|entry| entry.2).sum::<f64>();
+    let drawn = all.iter().find(|entry| {
+        left -= entry.2;
+        left < 0.0
+    });
+    drawn.or(all.last()).unwrap().0
+}
+
+#[test]
+fn draws_are_those_of_a_sorted_row() {
+    let mut bits = 1_u32;
+    let mut random = || {
+        bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        f64::from(bits >> 8) / f64::from(1 << 24)
+    };
+    let mut pick = |values: &[f32]| values[(random() * values.len() as f64) as usize];
+    let mut num_alike = 0;
+    for round in 0..3000 {
+        // Rows of one block and of many, flat and peaked, some with many ties.
+        let len = pick(&[5.0, 64.0, 200.0, 1500.0]) as usize;
+        let (spread, step) = (pick(&[0.5, 4.0, 30.0]), pick(&[0.0, 0.5]));
+        let noise =
+            |x: f32| if step > 0.0 { (x * spread / step).round() * step } else { x * spread };
+        let mut logits: Vec<f32> = (0..len)
+            .map(|_| noise(pick(&[0.0, 0.3, 0.7, 1.0]) + pick(&[0.01, 0.02, 0.05])))
+            .collect();
+        if round % 7 == 0 && len > 2 {
+            logits[1] = f32::NEG_INFINITY;
+        }
+        let sampling = SamplingParams {
+            temperature: pick(&[0.01, 0.7, 1.0, 3.0]),
+            top_k: pick(&[0.0, 0.0, 1.0, 10.0, 100.0]) as u32,
+            top_p: pick(&[1.0, 0.99, 0.9, 0.3]),
+            min_p: pick(&[0.0, 0.0, 0.05, 0.5, 1.0]),
+            ..SamplingParams::default()
+        };
+        let u = f64::from(round) / 3000.0;
+        let got = look_at(&logits, |row, _| choose(row, &sampling, u));
+        // Weights are single precision: a draw on the border of two tokens, or a token on the border of
+        // what is kept, may go either way, and then draws differ by as much.
+        let want = |u: f64| choose_by_sorting(&logits, &sampling, u.clamp(0.0, 1.0 - 1e-12));
+        if got == want(u) {
+            num_alike += 1;
+        } else {
+            let near = [u - 1e-5, u + 1e-5].map(want);
+            let weight = |token: TokenId| logits[token as usize];
+            let is_tie = weight(got) == weight(want(u));
+            assert!(near.contains(&got) || is_tie, "{got}, not {near:?}: {sampling:?} {logits:?}");
+        }
+        assert!(logits[got as usize] > f32::NEG_INFINITY);
+    }
+    assert!(num_alike > 2900, "{num_alike}");
+}
+
+#[test]
+fn a_prefix_is_found_among_logits_as_close_or_as_far_apart_as_numbers_can_be() {
+    for logits in [[0.0, 1e-45], [1.0, 1.0 + f32::EPSILON], [-3e38, 3e38], [2.0, 2.0]] {
+        let row: Vec<f32> = (0..300).map(|i| logits[i % 2]).collect();
+        let sampling = SamplingParams { top_p: 0.5, ..SamplingParams::default() };
+        let drawn = [0.0, 0.5, 0.999].map(|u| look_at(&row, |row, _| choose(row, &sampling, u)));
+        let want = [0.0, 0.5, 0.999].map(|u| choose_by_sorting(&row, &sampling, u));
+        assert_eq!(drawn, want, "{logits:?}");
+    }
+}
+
+/// Not a test: `cargo test -p weft-runner -- --ignored --nocapture microseconds_of_a_draw`.
+#[test]
+#[ignore = "prints how long draws take"]
+fn microseconds_of_a_draw() {
+    let mut state_of_noise = 1_u32;
+    let mut noise = || {
+        state_of_noise = state_of_noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state_of_noise >> 8) as f32 / (1 << 24) as f32
+    };
+    // Peaked as a model's logits are, and flat as those of a high temperature.
+    let peaked: Vec<f32> = (0..49152).map(|_| -3.0 * noise().ln().abs().sqrt() * 6.0).collect();
+    let flat: Vec<f32> = (0..49152).map(|_| noise()).collect();
+    let cases: [(&str, &dyn Fn(&mut SamplingParams)); 8] = [
+        ("greedy", &|s| s.temperature = 0.0),
+        ("temperature 1", &|_| ()),
+        ("top-p 0.95", &|s| s.top_p = 0.95),
+        ("top-k 50", &|s| s.top_k = 50),
+        ("top-k 40, top-p 0.9", &|s| (s.top_k, s.top_p) = (40, 0.9)),
+        ("min-p 0.05", &|s| s.min_p = 0.05),
+        ("greedy, 5 log probabilities", &|s| (s.temperature, s.logprobs) = (0.0, Some(5))),
+        ("presence penalty", &|s| s.presence_penalty = 0.5),
+    ];
+    println!("| 49152 logits, µs | peaked | flat |\n|---|---|---|");
+    for (name, change) in cases {
+        let times = [&peaked, &flat].map(|logits| {
+            let mut sampling = SamplingParams::default();
+            change(&mut sampling);
+            let mut state = state(sampling);
+            let mut row = logits.clone();
+            let mut times: Vec<_> = (0..41)
+                .map(|index| {
+                    state.num_drawn = index;
+                    row.copy_from_slice(logits);
+                    let began = std::time::Instant::now();
+                    assert!(draw(&mut row, &state).is_some());
+                    began.elapsed().as_nanos() as f64 / 1e3
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            format!("{:.0}", times[times.len() / 2])
+        });
+        println!("| {name} | {} |", times.join(" | "));
+    }
+}

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use weft_kernels::quantize::Activations;
 use weft_model::{LoadOptions, LoadedModel};
 use weft_runner::{KvCacheDtype, RunnerConfig, pool_layout};
 use weft_types::{
@@ -25,7 +26,9 @@ pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
         max_num_seqs: 16,
         max_num_batched_tokens: 64,
         kv_dtype: Some(KvCacheDtype::F32),
+        activations: Activations::default(),
         num_threads,
+        cores: Vec::new(),
         max_lora_rank: 512,
     }
 }

@@ -62,6 +62,12 @@ async fn metrics_have_vllms_names_and_count() {
         assert_eq!(samples.get(&format!("{name}{base}")), Some(&value), "{name}\n{}", answer.text);
     }
     assert!(samples.contains_key(&format!("vllm:prefix_cache_queries_total{base}")));
+    for state in ["execute", "plan", "tell", "idle"] {
+        let series = format!(
+            "weft:loop_seconds_total{{engine=\"0\",model_name=\"base\",state=\"{state}\"}}"
+        );
+        assert!(samples[&series] > 0.0, "{series}\n{}", answer.text);
+    }
     for (reason, count) in [("stop", 1.0), ("length", 1.0), ("abort", 0.0), ("error", 0.0)] {
         let series = format!(
             "vllm:request_success_total{{engine=\"0\",finished_reason=\"{reason}\",model_name=\"base\"}}"

@@ -103,6 +103,24 @@ impl Drop for TileRegisters {
     }
 }
 
+/// As many multiplications as there can be, of numbers that nobody wants: to measure the processor.
+pub(crate) fn multiply_tiles(rounds: usize) {
+    let registers = TileRegisters::of_this_thread();
+    registers.configure(ROWS, 64);
+    for _ in 0..rounds {
+        // SAFETY: this thread's registers are configured; no memory is touched.
+        unsafe {
+            asm!(
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm6",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm6",
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+    }
+}
+
 /// Instructions on whole tiles. Only registers and what the operands point to are touched.
 macro_rules! tiles {
     ([$($instruction:expr),* $(,)?] $($name:ident),*) => {
@@ -115,19 +133,27 @@ macro_rules! tiles {
     };
 }
 
-/// [`multiply`] with 4-bit weights, into register `$sum`.
+/// How [`multiply`] multiplies: both halves of 12-bit codes at once, with 4-bit weights that are there
+/// times sixteen, too.
+pub(super) const TWICE: u8 = 0;
+/// High and low halves of 12-bit codes on their own.
+pub(super) const HALVES: u8 = 1;
+/// 8-bit codes.
+pub(super) const BYTES: u8 = 2;
+
+/// [`multiply`] with one instruction, into register `$sum`.
 macro_rules! multiply_at_once {
-    ($sum:literal, $planes:ident, $weights:ident) => {
+    ($instruction:literal, $sum:literal, $planes:ident, $weights:ident) => {
         tiles!([
             "tileloadd tmm6, [{weights} + {line}]",
             "tileloadd tmm4, [{planes} + {line}]",
             concat!("tilezero tmm", $sum),
-            concat!("tdpbsud tmm", $sum, ", tmm4, tmm6"),
+            concat!($instruction, " tmm", $sum, ", tmm4, tmm6"),
         ] $planes, $weights)
     };
 }
 
-/// [`multiply`] with other weights, into registers `$high` and `$low`.
+/// [`multiply`] of [`HALVES`], into registers `$high` and `$low`.
 macro_rules! multiply_halves {
     ($high:literal, $low:literal, $planes:ident, $weights:ident) => {
         tiles!([
@@ -143,38 +169,40 @@ macro_rules! multiply_halves {
 }
 
 /// Products of the configured rows' codes with one group of a weight tile, into the registers of even or
-/// odd groups: of whole codes with 4-bit weights, else of high and low halves.
+/// odd groups: of [`HALVES`] two sums, else one.
 ///
 /// # Safety
 /// This thread's [`TileRegisters`] are configured; `weights` has a line for every four codes of a
 /// row, and `planes` a line for every row, each from the group's first code on.
 #[inline(always)]
-pub(super) unsafe fn multiply<const IS_W4: bool>(
+pub(super) unsafe fn multiply<const KIND: u8>(
     is_even: bool,
     planes: *const u8,
     weights: *const CacheLine,
 ) {
     // SAFETY: as promised by the caller, the lines are there.
     unsafe {
-        match (IS_W4, is_even) {
-            (true, true) => multiply_at_once!(0, planes, weights),
-            (true, false) => multiply_at_once!(2, planes, weights),
-            (false, true) => multiply_halves!(0, 1, planes, weights),
-            (false, false) => multiply_halves!(2, 3, planes, weights),
+        match (KIND, is_even) {
+            (TWICE, true) => multiply_at_once!("tdpbsud", 0, planes, weights),
+            (TWICE, false) => multiply_at_once!("tdpbsud", 2, planes, weights),
+            (BYTES, true) => multiply_at_once!("tdpbssd", 0, planes, weights),
+            (BYTES, false) => multiply_at_once!("tdpbssd", 2, planes, weights),
+            (_, true) => multiply_halves!(0, 1, planes, weights),
+            (_, false) => multiply_halves!(2, 3, planes, weights),
         }
     }
 }
 
-/// Writes what [`multiply`] made: with 4-bit weights only the first sixteen lines.
+/// Writes what [`multiply`] made: but of [`HALVES`] only the first sixteen lines.
 ///
 /// # Safety
 /// This thread's [`TileRegisters`] are configured.
 #[inline(always)]
-pub(super) unsafe fn store<const IS_W4: bool>(is_even: bool, out: &mut [CacheLine; 2 * ROWS]) {
+pub(super) unsafe fn store<const KIND: u8>(is_even: bool, out: &mut [CacheLine; 2 * ROWS]) {
     let out = out.as_mut_ptr();
     // SAFETY: a register is sixteen lines, of which there are two times as many.
     unsafe {
-        match (IS_W4, is_even) {
+        match (KIND != HALVES, is_even) {
             (true, true) => tiles!(["tilestored [{out} + {line}], tmm0"] out),
             (true, false) => tiles!(["tilestored [{out} + {line}], tmm2"] out),
             (false, true) => tiles!([
