@@ -8,8 +8,9 @@ mod gpu;
 use crate::args::EngineArgs;
 use crate::args::serve::{
     CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
-    PinThreads, QuantizeChoice,
+    PinThreads, QuantizeChoice, WeightCacheChoice,
 };
+use crate::cache::cache_dir;
 use crate::progress::count_bar;
 use crate::size::ByteSize;
 use crate::{cores, machine};
@@ -21,7 +22,7 @@ use weft_adapters::BaseWeights;
 use weft_kernels::Isa;
 use weft_kernels::kv::BLOCK_SIZE;
 use weft_kernels::quantize::Activations;
-use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize};
+use weft_model::{LoadOptions, LoadedModel, ModelConfig, Quantize, WeightCache};
 use weft_runner::{CpuExecutor, KvCacheDtype, RunnerConfig, kv_block_bytes};
 use weft_types::{BaseModelSpec, Executor, HeapPages, PageAllocator};
 
@@ -105,7 +106,7 @@ pub fn build_executor(
         bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
     let cores = cores::choose(args.pin_threads, num_threads_of(args.threads))?;
-    let model = load(path, args)?;
+    let model = load(path, args, weight_cache(args))?;
     let kv_dtype = kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
@@ -207,7 +208,7 @@ pub(crate) fn chunk_bytes(config: &ModelConfig) -> usize {
     weft_runner::pool_layout(config, KvCacheDtype::F16)
 }
 
-fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
+fn load(path: &Path, args: &EngineArgs, cache: Option<WeightCache>) -> Result<LoadedModel> {
     let bar = count_bar(0, "loading layers");
     let on_progress = {
         let bar = bar.clone();
@@ -219,11 +220,22 @@ fn load(path: &Path, args: &EngineArgs) -> Result<LoadedModel> {
     let options = LoadOptions {
         quantize: quantize(args),
         num_threads: args.threads,
+        cache,
         on_progress: Some(Arc::new(on_progress)),
     };
     let model = LoadedModel::load(path, &options);
     bar.finish_and_clear();
     Ok(model?)
+}
+
+/// Without a home there is none.
+fn weight_cache(args: &EngineArgs) -> Option<WeightCache> {
+    let dir = match &args.weight_cache {
+        WeightCacheChoice::Auto => cache_dir()?.join("packed"),
+        WeightCacheChoice::Off => return None,
+        WeightCacheChoice::Dir(dir) => dir.clone(),
+    };
+    Some(WeightCache::in_dir(dir))
 }
 
 fn quantize(args: &EngineArgs) -> Quantize {

@@ -68,16 +68,40 @@ fn a_log_that_nobody_reads_does_not_stop_the_server() {
     }
 }
 
+/// Bytes that the system counts for a server under `name`.
+#[cfg(target_os = "linux")]
+fn memory(server: &Server, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
+    let line = status.lines().find(|line| line.split(':').next() == Some(name)).unwrap();
+    1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+}
+
 #[cfg(target_os = "linux")]
 #[test]
-fn the_demo_base_takes_less_than_twice_its_file_in_memory() {
-    let server = Server::start(&[DEMO_MODEL.name, "--memory", "64MiB"]);
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    let resident = 1024 * line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap();
+fn the_demo_base_takes_less_than_twice_its_file_in_memory_and_less_when_it_was_packed_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().to_str().unwrap();
+    let start = || Server::start(&[DEMO_MODEL.name, "--memory", "64MiB", "--weight-cache", cache]);
+    let first = start();
+    let (resident, peak) = (memory(&first, "VmRSS"), memory(&first, "VmHWM"));
     let file = DEMO_MODEL.num_bytes;
-    println!("{resident} bytes resident, {file} in the file");
+    println!("{resident} bytes resident, {peak} at most, {file} in the file");
     assert!(resident < 2 * file, "{resident} bytes resident, {file} in the file");
+
+    let is_kept = || {
+        let mut files = std::fs::read_dir(dir.path()).unwrap();
+        files.any(|entry| entry.unwrap().path().extension().is_some_and(|end| end == "weft"))
+    };
+    let is_kept = (0..1200).any(|_| {
+        std::thread::sleep(Duration::from_millis(25));
+        is_kept()
+    });
+    assert!(is_kept, "the first start keeps what it packed");
+    drop(first);
+    let second = start();
+    let (own, again) = (memory(&second, "RssAnon"), memory(&second, "VmHWM"));
+    println!("{own} bytes of its own, {again} at most, when the weights are mapped");
+    assert!(own < file && again < peak, "{own} bytes of its own, {again} at most");
 }
 
 /// Processor time of all threads of a process, in the kernel and outside.

@@ -1,8 +1,10 @@
 //! Four-bit codes that stand for the numbers of a table. In: a code or a number. Out: the other. Knows
 //! no matrix and no scale.
 
+use serde::{Deserialize, Serialize};
+
 /// A table of sixteen numbers in [-1, 1]. What a weight is: the number times its block's absmax.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Codebook {
     /// Quantiles of a normal distribution (QLoRA, Dettmers et al. 2023).
     Nf4,

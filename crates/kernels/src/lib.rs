@@ -34,6 +34,7 @@ pub mod quantize;
 pub mod rope;
 mod vector;
 pub mod weight;
+mod weight_bytes;
 
 pub use arena::{Arena, LentChunks};
 pub use isa::Isa;

@@ -16,9 +16,18 @@
 //! multiplied in single precision: `coded`.
 
 use crate::codebook::Codebook;
-use crate::coded::WORD_INPUTS;
 use crate::lanes::{Bf16, Element, F16};
+use crate::weight_bytes::{WeightBytes, packed_bytes};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use std::fmt;
+
+pub(crate) use crate::weight_bytes::CacheLine;
+pub use crate::weight_bytes::NotPacked;
+
+/// Of the layout described here: part of the name of packed weights that outlive a process. Raise it
+/// with every change of what bytes mean; a test knows when.
+pub const LAYOUT_VERSION: u32 = 1;
 
 /// Output rows of a tile.
 pub const TILE: usize = 16;
@@ -26,7 +35,7 @@ pub const TILE: usize = 16;
 pub const GROUP: usize = 32;
 
 /// How the numbers of a [`PackedLinear`] are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Format {
     /// Single precision.
     F32,
@@ -124,7 +133,7 @@ pub struct PackedLinear {
     num_outputs: usize,
     /// Stored input → input, if they differ.
     order: Option<Box<[u32]>>,
-    data: AlignedBytes,
+    data: WeightBytes,
 }
 
 impl fmt::Debug for PackedLinear {
@@ -135,27 +144,63 @@ impl fmt::Debug for PackedLinear {
 
 impl PackedLinear {
     pub(crate) fn zeroed(format: Format, num_outputs: usize, num_inputs: usize) -> Self {
-        assert!(num_inputs.is_multiple_of(format.group()), "inputs are whole groups");
-        if let Some((bits, _)) = format.coded() {
-            assert!(
-                matches!(bits, 4 | 8) && format.group().is_multiple_of(WORD_INPUTS),
-                "{format:?}"
-            );
+        let num_bytes = packed_bytes(format, num_outputs, num_inputs);
+        let num_bytes = num_bytes.unwrap_or_else(|why| panic!("{why}"));
+        Self { format, num_inputs, num_outputs, order: None, data: WeightBytes::zeroed(num_bytes) }
+    }
+
+    /// Bytes that were packed before, of a matrix `[num_outputs, num_inputs]`: those of
+    /// [`Self::as_bytes`], at a multiple of 64 in memory. Nothing is copied. What the numbers are is not
+    /// looked at: other bytes are another matrix.
+    ///
+    /// # Errors
+    /// When the format is none that is served, does not divide the matrix, or lengths, place or order do
+    /// not fit.
+    pub fn from_packed(
+        format: Format,
+        [num_outputs, num_inputs]: [usize; 2],
+        order: Option<Vec<u32>>,
+        bytes: Bytes,
+    ) -> Result<Self, NotPacked> {
+        let num_bytes = packed_bytes(format, num_outputs, num_inputs)?;
+        let data = WeightBytes::shared(bytes, num_bytes)?;
+        let mut linear = Self { format, num_inputs, num_outputs, order: None, data };
+        if let Some(order) = order {
+            linear.try_set_order(order)?;
         }
-        let num_bytes =
-            num_outputs.div_ceil(TILE) * (num_inputs / format.group()) * format.group_bytes();
-        Self { format, num_inputs, num_outputs, order: None, data: AlignedBytes::zeroed(num_bytes) }
+        Ok(linear)
+    }
+
+    /// All bytes as they lie in memory, for whoever keeps them: padded with zeros to whole cache lines.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.data.as_slice()
+    }
+
+    /// Whether the bytes are shared, such as those of a mapped file, and not its own.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.data, WeightBytes::Shared(_))
     }
 
     /// Stores inputs in this order from now on, of a format of codes.
     pub(crate) fn set_order(&mut self, order: Vec<u32>) {
-        assert!(self.format.coded().is_some(), "{:?} has no order of inputs", self.format);
+        self.try_set_order(order).unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn try_set_order(&mut self, order: Vec<u32>) -> Result<(), NotPacked> {
+        if self.format.coded().is_none() {
+            return Err(NotPacked(format!("{:?} has no order of inputs", self.format)));
+        }
         let mut seen = vec![false; self.num_inputs];
-        assert_eq!(order.len(), self.num_inputs);
-        for &input in &order {
-            assert!(!std::mem::replace(&mut seen[input as usize], true), "each input once");
+        let is_new = |input: &u32| {
+            seen.get_mut(*input as usize).is_some_and(|seen| !std::mem::replace(seen, true))
+        };
+        if order.len() != self.num_inputs || !order.iter().all(is_new) {
+            return Err(NotPacked("an order of inputs names each input once".to_owned()));
         }
         self.order = Some(order.into());
+        Ok(())
     }
 
     /// How the numbers are stored.
@@ -346,30 +391,5 @@ pub(crate) fn w8_position(lane: usize, k: usize) -> usize {
     k / 4 * 4 * TILE + lane * 4 + [0, 2, 1, 3][k % 4]
 }
 
-/// Bytes aligned to a cache line.
-#[derive(Clone)]
-struct AlignedBytes {
-    lines: Vec<CacheLine>,
-}
-
-/// Bytes that a tile row or a vector fills.
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-pub(crate) struct CacheLine(pub(crate) [u8; 64]);
-
-impl AlignedBytes {
-    fn zeroed(num_bytes: usize) -> Self {
-        Self { lines: vec![CacheLine([0; 64]); num_bytes.div_ceil(64)] }
-    }
-
-    fn as_slice(&self) -> &[u8] {
-        // SAFETY: a `CacheLine` is 64 bytes without padding.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * 64) }
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u8] {
-        let num_bytes = self.lines.len() * 64;
-        // SAFETY: as above, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), num_bytes) }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Why a model could not be loaded.
 
+use crate::packed_file::PackedFileError;
 use std::path::PathBuf;
 
 /// A sentence for the person who started the server.
@@ -38,6 +39,9 @@ pub enum ModelError {
         /// Why.
         reason: String,
     },
+    /// A file of packed weights is not what it should be.
+    #[error(transparent)]
+    Packed(#[from] PackedFileError),
     /// The model has something that Weft does not serve.
     #[error("{0}")]
     Unsupported(String),

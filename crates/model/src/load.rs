@@ -4,6 +4,8 @@ use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::gguf_source::GgufSource;
 use crate::hf_source::HfSource;
+use crate::packed_file::PackedFile;
+use crate::weight_cache::WeightCache;
 use crate::weights::{LayerWeights, LinearWeights, ModelWeights};
 use std::path::Path;
 use std::sync::Arc;
@@ -50,13 +52,18 @@ pub struct LoadOptions {
     pub quantize: Quantize,
     /// Threads that convert weights; 0 is one per core.
     pub num_threads: usize,
+    /// Packed weights of earlier loads; `None` packs anew and keeps nothing.
+    pub cache: Option<WeightCache>,
     /// Called after each layer.
     pub on_progress: Option<Arc<Progress>>,
 }
 
 impl std::fmt::Debug for LoadOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LoadOptions").field("quantize", &self.quantize).finish_non_exhaustive()
+        f.debug_struct("LoadOptions")
+            .field("quantize", &self.quantize)
+            .field("cache", &self.cache)
+            .finish_non_exhaustive()
     }
 }
 
@@ -72,12 +79,26 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Loads a `.gguf` file or a Hugging Face directory.
+    /// Loads a `.gguf` file or a Hugging Face directory: weights that the cache holds are mapped, others
+    /// packed, and then kept there by a thread in the background.
     ///
     /// # Errors
     /// A sentence about what is missing, malformed or not served.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, ModelError> {
-        Self::assemble(&*open(path, options.quantize)?, options)
+        let source = open(path, options.quantize)?;
+        let entry = options.cache.as_ref().and_then(|cache| cache.entry(path, options.quantize));
+        let Some(entry) = entry else { return Self::assemble(&*source, options) };
+        if let Some(file) = entry.open() {
+            let config = source.config().clone();
+            let packed = PackedSource { config, origin: source.describe(), file };
+            match Self::assemble(&packed, options) {
+                Ok(model) => return Ok(model),
+                Err(error) => entry.refuse::<()>(&error),
+            };
+        }
+        let model = Self::assemble(&*source, options)?;
+        entry.write_in_background(&model.weights);
+        Ok(model)
     }
 
     /// What the model at `path` is, without its weights.
@@ -104,7 +125,7 @@ impl LoadedModel {
     #[must_use]
     pub fn layer_formats(&self) -> Vec<Format> {
         let mut formats = Vec::new();
-        for linear in self.layer_linears() {
+        for linear in self.weights.layer_linears() {
             if !formats.contains(&linear.format()) {
                 formats.push(linear.format());
             }
@@ -112,22 +133,10 @@ impl LoadedModel {
         formats
     }
 
-    fn layer_linears(&self) -> impl Iterator<Item = &PackedLinear> {
-        let layers = self.weights.layers.iter().flat_map(|layer| {
-            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
-        });
-        layers.map(|linear| &linear.weight)
-    }
-
     /// Bytes of all linears.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
-        let weights = &self.weights;
-        self.layer_linears()
-            .chain([&weights.embedding])
-            .chain(&weights.lm_head)
-            .map(PackedLinear::num_bytes)
-            .sum()
+        self.weights.linears().map(PackedLinear::num_bytes).sum()
     }
 
     fn assemble(source: &Source, options: &LoadOptions) -> Result<Self, ModelError> {
@@ -172,6 +181,35 @@ pub(crate) trait WeightSource {
 
 /// A checkpoint that several threads may read.
 pub(crate) type Source = dyn WeightSource + Send + Sync;
+
+/// What the cache holds of a checkpoint.
+struct PackedSource {
+    config: ModelConfig,
+    origin: String,
+    file: PackedFile,
+}
+
+impl WeightSource for PackedSource {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn describe(&self) -> String {
+        self.origin.clone()
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.file.has(name)
+    }
+
+    fn linear(&self, name: &str, shape: LinearShape) -> Result<PackedLinear, ModelError> {
+        Ok(self.file.linear(name, shape)?)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        Ok(self.file.vector(name, len)?)
+    }
+}
 
 /// Opens a `.gguf` file or a Hugging Face directory.
 pub(crate) fn open(path: &Path, quantize: Quantize) -> Result<Box<Source>, ModelError> {

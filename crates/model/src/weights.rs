@@ -40,6 +40,19 @@ pub struct LinearWeights<L, V = Vec<f32>> {
 }
 
 impl<L, V> ModelWeights<L, V> {
+    /// The linears of layers, in order.
+    pub(crate) fn layer_linears(&self) -> impl Iterator<Item = &L> {
+        let layers = self.layers.iter().flat_map(|layer| {
+            [&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down]
+        });
+        layers.map(|linear| &linear.weight)
+    }
+
+    /// Those, the embedding, and a head that is none.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &L> {
+        self.layer_linears().chain([&self.embedding]).chain(&self.lm_head)
+    }
+
     /// The same on another device.
     ///
     /// # Errors

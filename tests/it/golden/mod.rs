@@ -11,6 +11,7 @@ mod method_table;
 mod methods;
 mod models;
 mod tokenizer;
+mod weight_cache;
 
 use weft_testkit::golden::GoldenFile;
 

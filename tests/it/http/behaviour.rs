@@ -2,6 +2,7 @@
 
 use super::demo_server;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_demo_adapter_shows_its_behaviour_and_the_base_does_not() {
@@ -29,6 +30,39 @@ async fn each_demo_adapter_shows_its_behaviour_and_the_base_does_not() {
     let bullets = server.chat("bullets", "What is photosynthesis?", 64).await;
     assert_eq!(bullets.lines().filter(|line| line.starts_with("- ")).count(), 3, "{bullets}");
     server.assert_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_start_answers_with_the_same_bits_from_the_weights_that_the_first_packed() {
+    let dir = tempfile::tempdir().unwrap();
+    let flag = format!("--weight-cache={}", dir.path().display());
+    let answers = async || {
+        let server = demo_server(&[&flag]);
+        let mut answers = Vec::new();
+        for model in ["base", "sql"] {
+            let body = json!({"model": model, "prompt": "The sea is", "temperature": 0,
+                "max_tokens": 8, "logprobs": 2});
+            let (status, answer) = server.post_json("/v1/completions", &body).await;
+            assert_eq!(status, 200, "{answer}");
+            answers.push(json!([answer["choices"][0]["text"], answer["choices"][0]["logprobs"]]));
+        }
+        answers
+    };
+    let kept = || {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap());
+        let mut files = files.filter(|file| file.file_name().to_string_lossy().ends_with(".weft"));
+        Some(files.next()?.metadata().unwrap().modified().unwrap())
+    };
+    let packed = answers().await;
+    for _ in 0..600 {
+        if kept().is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let written = kept().expect("the first start keeps what it packed");
+    assert_eq!(answers().await, packed);
+    assert!(kept().unwrap() > written, "the second start notes that it used the file");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,9 +14,11 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `weft serve` with these arguments.
+    /// `weft serve` with these arguments, and nothing kept for a next start but where they say so.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let words = ["weft", "serve", "--port", "0"].iter().chain(args);
+        let is_kept = args.iter().any(|arg| arg.starts_with("--weight-cache"));
+        let cache = if is_kept { &[][..] } else { &["--weight-cache=off"] };
+        let words = ["weft", "serve", "--port", "0"].iter().chain(cache).chain(args);
         let Some(Command::Serve(args)) = Cli::try_parse_from(words).expect("valid flags").command
         else {
             unreachable!("the command is serve")

@@ -183,6 +183,28 @@ pub enum LoadFormat {
     Dummy,
 }
 
+/// Where packed weights are kept for the next start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WeightCacheChoice {
+    /// In `packed` of the directory of fetched models.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Here.
+    Dir(PathBuf),
+}
+
+impl From<OsString> for WeightCacheChoice {
+    fn from(given: OsString) -> Self {
+        match given.to_str() {
+            Some("auto") => Self::Auto,
+            Some("off") => Self::Off,
+            _ => Self::Dir(given.into()),
+        }
+    }
+}
+
 /// Whether threads that compute are bound to processors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum PinThreads {
@@ -292,6 +314,12 @@ pub struct EngineArgs {
     /// they are; checkpoints of bitsandbytes, GPTQ and AWQ need nothing.
     #[arg(long, value_enum, default_value_t, env = "WEFT_QUANTIZE", alias = "quantization")]
     pub quantize: QuantizeChoice,
+    /// Where the weights are kept as the CPU multiplies them (about as large as the model), so that later
+    /// starts map them instead of packing the model's files anew: a directory, `off`, or `auto`, which is
+    /// `packed` in $WEFT_CACHE, $XDG_CACHE_HOME/weft or ~/.cache/weft. What is not used for 30 days is
+    /// removed, and the oldest while all take more than 32 GiB.
+    #[arg(long, default_value = "auto", env = "WEFT_WEIGHT_CACHE", value_name = "auto|off|DIR")]
+    pub weight_cache: WeightCacheChoice,
     /// Where weights come from. With `dummy` MODEL is a config.json, or the name of a shape
     /// (llama-2-7b, llama-3.1-8b, qwen2.5-7b), and answers are nonsense at real speed.
     #[arg(long, value_enum, default_value_t, env = "WEFT_LOAD_FORMAT")]

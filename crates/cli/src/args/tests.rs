@@ -2,7 +2,7 @@
 
 use super::serve::{
     AdapterDtypeChoice, CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype, PinThreads,
-    QuantizeChoice,
+    QuantizeChoice, WeightCacheChoice,
 };
 use super::*;
 use crate::size::ByteSize;
@@ -59,6 +59,14 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
     assert_eq!(args.engine.pin_threads, PinThreads::On);
     assert!(args.engine.no_prefix_caching && args.allow_runtime_adapters);
     assert_eq!((args.served_model_name.len(), args.max_queue, args.engine.threads), (2, 5, 2));
+}
+
+#[test]
+fn packed_weights_are_kept_unless_switched_off_or_sent_elsewhere() {
+    assert_eq!(serve("m").engine.weight_cache, WeightCacheChoice::Auto);
+    assert_eq!(serve("m --weight-cache off").engine.weight_cache, WeightCacheChoice::Off);
+    let dir = WeightCacheChoice::Dir("./off".into());
+    assert_eq!(serve("m --weight-cache=./off").engine.weight_cache, dir);
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub(super) fn build(
     }
     let model = match args.load_format {
         LoadFormat::Dummy => CudaModel::dummy(gpu, half, ModelConfig::read(path)?)?,
-        LoadFormat::Auto => CudaModel::upload(gpu, half, &load(path, args)?)?,
+        LoadFormat::Auto => CudaModel::upload(gpu, half, &load(path, args, None)?)?,
     };
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let free = gpu.driver().free_memory()? / POOL_SHARE.1 * POOL_SHARE.0;
