@@ -204,7 +204,7 @@ impl Drop for LentChunks {
 
 /// Fewer misses of the address cache when blocks are gathered from all over the memory.
 #[cfg(target_os = "linux")]
-fn advise_huge_pages(start: NonNull<u8>, num_bytes: usize) {
+pub(crate) fn advise_huge_pages(start: NonNull<u8>, num_bytes: usize) {
     const PAGE: usize = 4096;
     let skipped = start.addr().get().wrapping_neg() % PAGE;
     let Some(num_bytes) = num_bytes.checked_sub(skipped) else { return };
@@ -216,7 +216,7 @@ fn advise_huge_pages(start: NonNull<u8>, num_bytes: usize) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
+pub(crate) fn advise_huge_pages(_: NonNull<u8>, _: usize) {}
 
 #[cfg(test)]
 mod tests {

@@ -32,6 +32,7 @@ pub mod peak;
 pub mod pool;
 pub mod quantize;
 pub mod rope;
+mod slab;
 mod vector;
 pub mod weight;
 mod weight_bytes;

@@ -3,6 +3,7 @@
 //! not what bytes mean.
 
 use crate::coded::WORD_INPUTS;
+use crate::slab::SlabLines;
 use crate::weight::{Format, GROUP, TILE};
 use bytes::Bytes;
 use std::fmt;
@@ -15,13 +16,20 @@ pub(crate) struct CacheLine(pub(crate) [u8; 64]);
 /// Whole cache lines.
 #[derive(Clone)]
 pub(crate) enum WeightBytes {
-    Own(Vec<CacheLine>),
+    Small(Vec<CacheLine>),
+    Large(SlabLines),
     Shared(Bytes),
 }
 
 impl WeightBytes {
     pub(crate) fn zeroed(num_bytes: usize) -> Self {
-        Self::Own(vec![CacheLine([0; 64]); num_bytes.div_ceil(64)])
+        /// Smaller matrices would not profit of huge pages.
+        const LARGE: usize = 64 << 10;
+        let num_lines = num_bytes.div_ceil(64);
+        match num_bytes {
+            LARGE.. => Self::Large(SlabLines::zeroed(num_lines)),
+            _ => Self::Small(vec![CacheLine([0; 64]); num_lines]),
+        }
     }
 
     /// These bytes, which are `num_bytes` and what fills the last cache line.
@@ -39,19 +47,23 @@ impl WeightBytes {
 
     #[inline]
     pub(crate) fn as_slice(&self) -> &[u8] {
-        match self {
-            // SAFETY: a `CacheLine` is 64 bytes without padding.
-            Self::Own(lines) => unsafe {
-                std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 64)
-            },
-            Self::Shared(bytes) => bytes,
-        }
+        let lines = match self {
+            Self::Small(lines) => lines,
+            Self::Large(lines) => lines.as_slice(),
+            Self::Shared(bytes) => return bytes,
+        };
+        // SAFETY: a `CacheLine` is 64 bytes without padding.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 64) }
     }
 
     /// # Panics
     /// When the bytes are shared: those are packed already.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        let Self::Own(lines) = self else { panic!("shared bytes are only read") };
+        let lines = match self {
+            Self::Small(lines) => lines,
+            Self::Large(lines) => lines.as_mut_slice(),
+            Self::Shared(_) => panic!("shared bytes are only read"),
+        };
         let num_bytes = lines.len() * 64;
         // SAFETY: as above, and the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), num_bytes) }
