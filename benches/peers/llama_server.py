@@ -32,12 +32,12 @@ import svgplot
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SAME = "Q4_1"
-# name: (adapters' prefix, number, concurrency, requests of Weft and of the peer)
+# name: (adapters' prefix, number, concurrency, requests)
 WORKLOADS = {
     "base, C=1": (None, 0, 1, 16),
     "base, C=16": (None, 0, 16, 48),
-    "16 distinct r=8, C=16": ("r8-", 16, 16, 48),
-    "32 of ranks 8, 16, 64, C=16": ("mix-", 32, 16, 48),
+    "16 distinct r=8, C=16": ("r8-", 16, 16, 32),
+    "32 of ranks 8, 16, 64, C=16": ("mix-", 32, 16, 32),
 }
 # what is compared, on which workload, by which figure, bars against the same file and the best peer
 BARS = [
@@ -77,7 +77,7 @@ def main():
         for round_ in range(args.rounds):
             for name, (prefix, num, concurrency, requests) in workloads.items():
                 flags = ["--concurrency", concurrency, "--num-requests", requests, "--input-len",
-                         args.input_len, "--output-len", args.output_len]
+                         args.input_len, "--output-len", args.output_len, "--new-connections"]
                 if prefix:
                     flags += ["--adapter-prefix", prefix, "--num-adapters", num]
                 # No run meets prompts that an earlier one left behind.

@@ -49,6 +49,8 @@ pub struct HttpConfig {
     pub prompt_style: PromptStyle,
     /// How a request says which adapter it wants.
     pub adapter_naming: AdapterNaming,
+    /// A connection for each request, for servers that close those that were used.
+    pub new_connections: bool,
     /// Sent as a bearer token.
     pub api_key: Option<String>,
     /// Sent as each request's `user`: who is asking, for servers that are fair to their users.
@@ -116,6 +118,7 @@ impl HttpTarget {
         let client = reqwest::Client::builder()
             .no_proxy()
             .tcp_nodelay(true)
+            .pool_max_idle_per_host(if config.new_connections { 0 } else { usize::MAX })
             .build()
             .map_err(|error| HttpError::Client(error.to_string()))?;
         let trimmed = config.url.trim_end_matches('/');

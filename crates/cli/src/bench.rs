@@ -44,6 +44,7 @@ pub async fn serve(args: BenchServeArgs) -> Result<Report> {
             AdapterNamingChoice::Model => AdapterNaming::Model,
             AdapterNamingChoice::LoraId => AdapterNaming::LoraId,
         },
+        new_connections: args.new_connections,
         api_key: args.api_key.clone(),
         user: args.user.clone(),
     })?;

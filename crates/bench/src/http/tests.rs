@@ -78,6 +78,7 @@ fn config(url: String, endpoint: Endpoint) -> HttpConfig {
         endpoint,
         prompt_style: PromptStyle::TokenIds,
         adapter_naming: AdapterNaming::Model,
+        new_connections: false,
         api_key: Some("secret".into()),
         user: None,
     }

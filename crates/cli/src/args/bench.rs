@@ -145,6 +145,9 @@ pub struct BenchServeArgs {
     /// How a request says which adapter it wants.
     #[arg(long, value_enum, default_value_t)]
     pub adapter_naming: AdapterNamingChoice,
+    /// Opens a connection for each request: llama-server closes some that would be used again.
+    #[arg(long)]
+    pub new_connections: bool,
     /// Sent as a bearer token.
     #[arg(long, env = "WEFT_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
