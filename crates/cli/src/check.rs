@@ -42,7 +42,7 @@ pub fn check(args: &CheckArgs) -> Findings {
 
 fn machine_findings(findings: &mut Findings) {
     let isa = weft_kernels::Isa::detect();
-    let device = device::describe_device(0);
+    let device = device::describe_device(isa, 0);
     if isa == weft_kernels::Isa::Portable && cfg!(target_arch = "x86_64") {
         findings.add(
             Grade::Warn,

@@ -7,7 +7,7 @@ mod gpu;
 
 use crate::args::EngineArgs;
 use crate::args::serve::{
-    CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
+    CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
     PinThreads, QuantizeChoice, WeightCacheChoice,
 };
 use crate::cache::cache_dir;
@@ -67,8 +67,30 @@ pub struct ModelFacts {
 
 /// What computes on this machine.
 #[must_use]
-pub fn describe_device(num_threads: usize) -> String {
-    format!("CPU, {}, {} threads", Isa::detect(), num_threads_of(num_threads))
+pub fn describe_device(isa: Isa, num_threads: usize) -> String {
+    format!("CPU, {isa}, {} threads", num_threads_of(num_threads))
+}
+
+/// `--cpu-isa`.
+///
+/// # Errors
+/// When this machine does not have it.
+fn isa(choice: CpuIsaChoice) -> Result<Isa> {
+    let wanted = match choice {
+        CpuIsaChoice::Auto => return Ok(Isa::detect()),
+        CpuIsaChoice::Amx => Isa::Amx,
+        CpuIsaChoice::Avx512 => Isa::Avx512,
+        CpuIsaChoice::Avx2 => Isa::Avx2,
+        CpuIsaChoice::NeonDot => Isa::NeonDot,
+        CpuIsaChoice::Neon => Isa::Neon,
+        CpuIsaChoice::Portable => Isa::Portable,
+    };
+    let available = Isa::available();
+    if !available.contains(&wanted) {
+        let names: Vec<String> = available.iter().map(ToString::to_string).collect();
+        bail!("--cpu-isa: this machine does not have {wanted}; it has {}", names.join(", "));
+    }
+    Ok(wanted)
 }
 
 /// `--threads`, of which 0 is one per core.
@@ -105,13 +127,14 @@ pub fn build_executor(
     if args.load_format == LoadFormat::Dummy {
         bail!("--load-format dummy makes weights on a GPU; it needs --device cuda");
     }
+    let isa = isa(args.cpu_isa)?;
     let cores = cores::choose(args.pin_threads, num_threads_of(args.threads))?;
     let model = load(path, args, weight_cache(args))?;
     let kv_dtype = kv_dtype.unwrap_or_else(|| KvCacheDtype::default_on_cpu(&model));
     let bytes_per_token = kv_bytes_per_token(&model.config, kv_dtype);
     let plan = MemoryPlan::new(args, model.spec().max_context, bytes_per_token, default_memory())?;
     let (shape, weight_bytes) = (model.config.clone(), model.weight_bytes());
-    let mut device = describe_device(args.threads);
+    let mut device = describe_device(isa, args.threads);
     if model.layer_formats().iter().any(|format| format.is_integer()) {
         let _ = write!(device, ", {} activations", activations(args));
     }
@@ -120,7 +143,7 @@ pub fn build_executor(
         device.push_str(", each bound to a processor");
     }
     let config = plan.runner_config(args, kv_dtype, max_lora_rank)?;
-    let executor = CpuExecutor::new(model, &RunnerConfig { cores, ..config })?;
+    let executor = CpuExecutor::new(model, &RunnerConfig { isa, cores, ..config })?;
     let built = BuiltExecutor::new(Box::new(executor), shape, weight_bytes, plan.kv_bytes, device);
     Ok(BuiltExecutor { base_weights, ..built })
 }
@@ -331,6 +354,7 @@ impl MemoryPlan {
             max_num_batched_tokens: args.max_num_batched_tokens,
             kv_dtype: Some(kv_dtype),
             activations: activations(args),
+            isa: Isa::detect(),
             num_threads: args.threads,
             cores: Vec::new(),
             max_lora_rank,

@@ -126,6 +126,16 @@ impl CpuDevice {
         }
     }
 
+    /// The same with these instructions; without, with the widest of this machine.
+    ///
+    /// # Panics
+    /// When this machine does not have them.
+    #[must_use]
+    pub fn with_isa(self, isa: Isa) -> Self {
+        assert!(Isa::available().contains(&isa), "this machine has no {isa}");
+        Self { isa, ..self }
+    }
+
     /// The same with activations that meet integer weights as these; without, as 12-bit integers.
     #[must_use]
     pub fn with_activations(self, activations: Activations) -> Self {

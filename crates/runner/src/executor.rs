@@ -59,7 +59,8 @@ impl ModelExecutor<CpuDevice> {
             Arena::new(limits.num_blocks, limits.chunk_bytes),
             limits.max_model_len,
         )
-        .with_activations(config.activations);
+        .with_activations(config.activations)
+        .with_isa(config.isa);
         let decoder = Decoder::new(
             model.config,
             model.weights,

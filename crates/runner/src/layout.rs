@@ -1,7 +1,7 @@
 //! How much the executor may hold, and how its memory is cut.
 
 use weft_cuda::ops::kv_cache::KvType;
-use weft_kernels::KvDtype;
+use weft_kernels::{Isa, KvDtype};
 use weft_kernels::arena::ALIGNMENT;
 use weft_kernels::kv::BLOCK_SIZE;
 use weft_kernels::quantize::Activations;
@@ -26,6 +26,8 @@ pub struct RunnerConfig {
     pub kv_dtype: Option<KvCacheDtype>,
     /// What activations are when they meet integer weights on the CPU.
     pub activations: Activations,
+    /// Which instructions compute on the CPU.
+    pub isa: Isa,
     /// Threads; 0 is one per core.
     pub num_threads: usize,
     /// Logical processors that the CPU's threads are bound to, one each; empty: to none.

@@ -73,6 +73,7 @@ pub(crate) fn runner_config(model: &LoadedModel, setup: Setup) -> RunnerConfig {
         max_num_batched_tokens: setup.max_num_batched_tokens,
         kv_dtype: Some(setup.kv_dtype),
         activations: setup.activations,
+        isa: weft_kernels::Isa::detect(),
         num_threads: setup.num_threads,
         cores: Vec::new(),
         max_lora_rank: 512,

@@ -271,6 +271,26 @@ pub enum CpuActivationsChoice {
     F32,
 }
 
+/// Which instructions the CPU's kernels use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CpuIsaChoice {
+    /// The widest that this machine has.
+    #[default]
+    Auto,
+    /// AVX-512 VNNI and AMX tiles of 8-bit integers.
+    Amx,
+    /// AVX-512 VNNI.
+    Avx512,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// NEON with dot products.
+    NeonDot,
+    /// NEON.
+    Neon,
+    /// What every processor has: slow.
+    Portable,
+}
+
 /// The element type of activations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeChoice {
@@ -334,6 +354,9 @@ pub struct EngineArgs {
     /// the CPU. Default: int12. Others, and adapters, are computed in single precision.
     #[arg(long, value_enum, env = "WEFT_CPU_ACTIVATIONS")]
     pub cpu_activations: Option<CpuActivationsChoice>,
+    /// Which instructions compute on the CPU: to measure what wider ones bring, or to go without them.
+    #[arg(long, value_enum, default_value_t, env = "WEFT_CPU_ISA")]
+    pub cpu_isa: CpuIsaChoice,
     /// Threads that compute; 0 is one per core.
     #[arg(long, default_value_t = 0, env = "WEFT_THREADS", value_name = "N")]
     pub threads: usize,

@@ -1,7 +1,7 @@
 //! Command lines as people write them, ours and vLLM's.
 
 use super::serve::{
-    AdapterDtypeChoice, CpuActivationsChoice, DeviceChoice, DtypeChoice, KvCacheDtype, PinThreads,
+    AdapterDtypeChoice, CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice, KvCacheDtype, PinThreads,
     QuantizeChoice, WeightCacheChoice,
 };
 use super::*;
@@ -40,7 +40,7 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
          --max-lora-rank 32 --served-model-name n1 --served-model-name n2 --allow-runtime-adapters \
          --quantize int8 --kv-cache-dtype=bf16 --threads 2 --no-prefix-caching --max-queue 5 \
          --adapter-host-memory 8GiB --adapter-dtype=int8 --pin a --pin b,c --dtype=bf16 \
-         --cpu-activations int8 --pin-threads on",
+         --cpu-activations int8 --pin-threads on --cpu-isa avx2",
     );
     assert_eq!(args.adapters.adapter, ["a=x", "b=y"]);
     assert_eq!(args.adapters.adapter_dir, Some("d".into()));
@@ -57,6 +57,7 @@ fn every_flag_of_serve_is_read_with_and_without_equals() {
     assert_eq!(serve("m").engine.cpu_activations, None);
     assert_eq!(serve("m --kv-cache-dtype int8").engine.kv_cache_dtype, KvCacheDtype::Int8);
     assert_eq!(args.engine.pin_threads, PinThreads::On);
+    assert_eq!(args.engine.cpu_isa, CpuIsaChoice::Avx2);
     assert!(args.engine.no_prefix_caching && args.allow_runtime_adapters);
     assert_eq!((args.served_model_name.len(), args.max_queue, args.engine.threads), (2, 5, 2));
 }

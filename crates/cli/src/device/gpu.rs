@@ -4,7 +4,7 @@ use super::{
     BuiltExecutor, MemoryPlan, asked_kv_dtype, base_weights, kv_bytes_per_token, load, quantize,
 };
 use crate::args::EngineArgs;
-use crate::args::serve::{DtypeChoice, LoadFormat};
+use crate::args::serve::{CpuIsaChoice, DtypeChoice, LoadFormat};
 use crate::size::ByteSize;
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -82,6 +82,9 @@ pub(super) fn build(
     };
     let kv_dtype = asked_kv_dtype(args.kv_cache_dtype).unwrap_or(half.into());
     kv_dtype.on_gpu()?;
+    if args.cpu_isa != CpuIsaChoice::Auto {
+        bail!("--cpu-isa is for the CPU: leave it out");
+    }
     if args.cpu_activations.is_some() {
         bail!("--cpu-activations is for the CPU; a GPU's activations are --dtype: leave it out");
     }

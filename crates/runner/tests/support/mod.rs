@@ -27,6 +27,7 @@ pub(crate) fn config(model: &LoadedModel, num_threads: usize) -> RunnerConfig {
         max_num_batched_tokens: 64,
         kv_dtype: Some(KvCacheDtype::F32),
         activations: Activations::default(),
+        isa: weft_kernels::Isa::detect(),
         num_threads,
         cores: Vec::new(),
         max_lora_rank: 512,
