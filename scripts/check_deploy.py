@@ -4,32 +4,36 @@ for each case, `N passed, N failed` last, and status 1 if one failed.
 
     python3 scripts/check_deploy.py --weft target/release/weft --model base.gguf
 
-Installs deploy/requirements.txt into a virtual environment in $WEFT_CACHE, or target/ci-cache.
+Installs deploy/requirements.txt into a directory of its own in $WEFT_CACHE, or target/ci-cache.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts" / "deploy"))
 
 
-def environment():
-    """The interpreter of an environment that has what deploy/requirements.txt says."""
+def packages():
+    """A directory that has what deploy/requirements.txt says, and that Python imports from."""
     cache = Path(os.environ.get("WEFT_CACHE") or ROOT / "target" / "ci-cache")
-    home = cache / "deploy-venv"
-    python, done = home / "bin" / "python", home / "requirements.txt"
-    wanted = (ROOT / "deploy" / "requirements.txt").read_text()
-    if not done.exists() or done.read_text() != wanted:
-        venv.create(home, with_pip=True, clear=True)
+    requirements = ROOT / "deploy" / "requirements.txt"
+    # Wheels are for one version of Python.
+    home = cache / f"deploy-python{sys.version_info[0]}.{sys.version_info[1]}"
+    done = home / requirements.name
+    if not done.exists() or done.read_bytes() != requirements.read_bytes():
+        cache.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(home, ignore_errors=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-             "-r", ROOT / "deploy" / "requirements.txt"], check=True)
-        done.write_text(wanted)
+            [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+             "--no-input", "--root-user-action=ignore", "--only-binary=:all:", "--target", home,
+             "--requirement", requirements], check=True)
+        shutil.copy(requirements, done)
+    sys.path.insert(0, str(home))
     return home
 
 
@@ -55,11 +59,9 @@ def main():
     flags.add_argument("--weft", type=Path, required=True, help="the built program")
     flags.add_argument("--model", type=Path, required=True, help="a base that it can serve")
     args = flags.parse_args()
-    home = environment()
-    if Path(sys.prefix).resolve() != home.resolve():
-        os.execv(home / "bin" / "python", [str(home / "bin" / "python"), *sys.argv])
+    home = packages()
 
-    # Not before: they need the environment.
+    # Not before: they need the packages.
     import chart
     import refused_values
     import served

@@ -97,7 +97,7 @@ spec:
       image: {{ include "weft.image" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
       args:
-        {{- include "weft.args" . | nindent 8 }}
+        {{- include "weft.args" . | trim | nindent 8 }}
       {{- include "weft.environment" . | nindent 6 }}
       ports:
         - name: http
