@@ -3,6 +3,7 @@ flag exists, servers start with the arguments of their pods, answer what probes 
 time; and the metrics that they export.
 """
 
+import json
 import os
 import re
 import signal
@@ -71,7 +72,7 @@ def serve(manifests, spec, weft, model):
     with tempfile.TemporaryDirectory() as cache, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-        args = [here(arg, model, port, cache) for arg in container["args"]]
+        args = [here(arg, model, port) for arg in container["args"]]
         args = [arg for arg in args if arg is not None]
         free.close()
         log = Path(cache) / "log"
@@ -87,13 +88,13 @@ def serve(manifests, spec, weft, model):
             for probe in ("readinessProbe", "livenessProbe"):
                 status = get(url + container[probe]["httpGet"]["path"])[0]
                 problems += [f"{probe}: status {status}"] * (status != 200)
+            problems += unlisted(args, url)
             for path in routed(manifests):
                 # A route of POST says 405 to a GET; 404 is a route that there is not.
                 status = get(url + path)[0]
                 problems += [f"the HTTPRoute sends {path}: {status}"] * (status not in (200, 405))
             for _, pod in chart.pod_specs(manifests):
-                args = pod["containers"][0]["args"]
-                if args[:2] == ["adapter", "ls"]:
+                if pod["containers"][0]["args"][:2] == ["adapter", "ls"]:
                     run = subprocess.run(
                         [weft, "adapter", "ls", f"--url={url}"], capture_output=True, text=True)
                     problems += [f"helm test: {run.stderr}"] * (run.returncode != 0)
@@ -108,7 +109,7 @@ def serve(manifests, spec, weft, model):
     return problems, metrics
 
 
-def here(arg, model, port, cache):
+def here(arg, model, port):
     """The argument on this machine; none where it needs what is not here."""
     flag, _, value = arg.partition("=")
     if arg.startswith("/models/"):
@@ -117,11 +118,20 @@ def here(arg, model, port, cache):
         return "--host=127.0.0.1"
     if flag == "--port":
         return f"--port={port}"
-    if flag == "--adapter-dir":
-        Path(cache, "adapters").mkdir()
-        return f"--adapter-dir={cache}/adapters"
-    # The adapters themselves; rules and limits for them stay.
-    return None if flag in ("--adapter", "--pin") else arg
+    if flag == "--adapter" and "://" in value:
+        return None
+    # The value sets name adapters of the demo.
+    return arg.replace("=/adapters", f"={chart.DEPLOY.parent}/demo/adapters")
+
+
+def unlisted(args, url):
+    """Names that were given to the base and to adapters, and that the server does not know."""
+    known = {model["id"] for model in json.loads(get(url + "/v1/models")[1])["data"]}
+    for arg in args:
+        flag, _, value = arg.partition("=")
+        name = value.split("=", 1)[0]
+        if flag in ("--served-model-name", "--adapter", "--pin") and name not in known:
+            yield f"{arg}, but /v1/models has no {name}"
 
 
 def variables(spec, cache="/nowhere"):
