@@ -7,8 +7,8 @@ mod gpu;
 
 use crate::args::EngineArgs;
 use crate::args::serve::{
-    CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice, LoadFormat,
-    PinThreads, QuantizeChoice, WeightCacheChoice,
+    CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice, KvCacheDtype as KvCacheChoice,
+    LoadFormat, PinThreads, QuantizeChoice, WeightCacheChoice,
 };
 use crate::cache::cache_dir;
 use crate::progress::count_bar;

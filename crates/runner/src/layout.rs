@@ -1,11 +1,11 @@
 //! How much the executor may hold, and how its memory is cut.
 
 use weft_cuda::ops::kv_cache::KvType;
-use weft_kernels::{Isa, KvDtype};
 use weft_kernels::arena::ALIGNMENT;
 use weft_kernels::kv::BLOCK_SIZE;
 use weft_kernels::quantize::Activations;
 use weft_kernels::weight::Format;
+use weft_kernels::{Isa, KvDtype};
 use weft_model::cpu::kv_shape;
 use weft_model::{LoadedModel, ModelConfig};
 use weft_types::{ExecutorLimits, Module};

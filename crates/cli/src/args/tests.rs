@@ -1,8 +1,8 @@
 //! Command lines as people write them, ours and vLLM's.
 
 use super::serve::{
-    AdapterDtypeChoice, CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice, KvCacheDtype, PinThreads,
-    QuantizeChoice, WeightCacheChoice,
+    AdapterDtypeChoice, CpuActivationsChoice, CpuIsaChoice, DeviceChoice, DtypeChoice,
+    KvCacheDtype, PinThreads, QuantizeChoice, WeightCacheChoice,
 };
 use super::*;
 use crate::size::ByteSize;
