@@ -46,8 +46,11 @@ pub fn int8_ops_per_s(pool: &ThreadPool, isa: Isa, repeats: usize) -> Option<f64
         Isa::Avx512 => 2 * x86::VNNI_MULTIPLIES,
         #[cfg(target_arch = "x86_64")]
         Isa::Amx => 2 * x86::TILE_MULTIPLIES,
-        _ => return None,
+        _ => 0,
     };
+    if ops_per_round == 0 {
+        return None;
+    }
     let num_threads = pool.num_threads();
     let best = best_of(repeats, || {
         // Claims of one: a thread that came late takes what is left.
