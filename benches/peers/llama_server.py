@@ -108,7 +108,7 @@ def main():
                     wanted[name] = [f for f in formats if f in (SAME, best, first)]
     print_table(results, workloads, formats)
     verdicts = compare(results, formats, args.rounds)
-    harness.write_json(args, {**harness.setup(args), "peer": "llama.cpp b11434, GGML_NATIVE",
+    harness.write_json(args, {**harness.setup(args), "peer_bin": None, "peer": "llama.cpp b11434, GGML_NATIVE",
                               "peer_flags": Peer.FLAGS}, results, verdicts)
     if args.svg:
         servers = ["weft", *formats]
