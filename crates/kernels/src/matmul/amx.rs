@@ -19,12 +19,13 @@ use registers::{BYTES, HALVES, TWICE};
 pub(crate) use registers::{is_available, multiply_tiles};
 
 use super::avx512::halves;
+use super::bytes::shuffle;
 use crate::pool::DisjointMut;
 use crate::quantize::{self, Activations, BLOCK_SCALES, QuantizedRows};
 use crate::weight::{CacheLine, Format, GROUP, TILE};
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_setr_epi8, _mm256_shuffle_epi8,
-    _mm256_storeu_si256, _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_shuffle_epi8, _mm256_storeu_si256,
+    _mm512_add_epi16, _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512,
     _mm512_cvtepi16_epi8, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_load_si512, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi16,
     _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_slli_epi16,
@@ -93,14 +94,9 @@ pub(crate) unsafe fn place_row(bytes: &[i8], row: usize, planes: DisjointMut<'_,
 /// # Safety
 /// The machine has AVX-512 F and BW.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
 unsafe fn split_group(codes: &[i16; GROUP], plane: &mut CacheLine) {
-    let [a, b, c, d, e, f, g, h] = ORDER;
-    let [i, j, k, l, m, n, o, p] = ORDER.map(|index| index + 8);
-    let order = _mm256_setr_epi8(
-        a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, a, b, c, d, e, f, g, h, i, j, k, l, m, n,
-        o, p,
-    );
+    let order = shuffle(ORDER);
     let out = plane.0.as_mut_ptr();
     // SAFETY: a group is 64 bytes to read, and a line 64 bytes to write.
     unsafe {

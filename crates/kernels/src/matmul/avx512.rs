@@ -1,8 +1,9 @@
 //! Tiles of integer weights with AVX-512 VNNI: sixteen outputs per register, `vpdpwssd` for two
-//! inputs of each, the inputs broadcast by the instruction itself.
+//! inputs of each, the inputs broadcast by the instruction itself; with activations of 8 bits `vpdpbusd` for
+//! four (`bytes.rs`).
 
-use super::{MAX_ROWS, TileSums};
-use crate::quantize::QuantizedRows;
+use super::{MAX_ROWS, TileSums, bytes};
+use crate::quantize::{Activations, QuantizedRows};
 use crate::weight::{Format, GROUP, TILE};
 use std::arch::asm;
 use std::arch::x86_64::{
@@ -23,6 +24,10 @@ pub(super) fn tile(
 ) {
     let num_rows = rows.len();
     assert!(num_rows <= MAX_ROWS && rows.end * x.num_inputs <= x.codes.len());
+    if x.activations == Activations::Int8 {
+        let num_bytes = [x.bytes_for_w4.len(), x.bytes_for_w8.len()];
+        assert_eq!(num_bytes, [x.codes.len(); 2], "codes as bytes");
+    }
     assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
     let mut row = 0;
     while row < num_rows {
@@ -60,12 +65,21 @@ unsafe fn rows_at<const ROWS: usize>(
 ) {
     // SAFETY: as promised by the caller.
     let acc = unsafe {
+        macro_rules! w8 {
+            ($width:literal, $has_min:literal, $offset:ident) => {
+                match x.activations {
+                    Activations::Int8 => {
+                        bytes::w8::<ROWS, $width, $has_min>(blocks, x, first, $offset)
+                    }
+                    _ => w8::<ROWS, $width, $has_min>(blocks, x, first, $offset),
+                }
+            };
+        }
         match format {
-            Format::W8 { group: 16, offset, .. } => w8::<ROWS, 16, false>(blocks, x, first, offset),
-            Format::W8 { offset, has_min: false, .. } => {
-                w8::<ROWS, 32, false>(blocks, x, first, offset)
-            }
-            Format::W8 { offset, .. } => w8::<ROWS, 32, true>(blocks, x, first, offset),
+            Format::W8 { group: 16, offset, .. } => w8!(16, false, offset),
+            Format::W8 { offset, has_min: false, .. } => w8!(32, false, offset),
+            Format::W8 { offset, .. } => w8!(32, true, offset),
+            _ if x.activations == Activations::Int8 => bytes::w4::<ROWS>(blocks, x, first),
             _ => w4::<ROWS>(blocks, x, first),
         }
     };
@@ -116,7 +130,7 @@ unsafe fn add_products_2(mut dot: __m512i, w: [__m512i; 2], x: *const i32) -> __
 /// row multiplies faster than the processor fetches by itself.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn fetch_ahead(block: *const u8, num_bytes: usize) {
+pub(super) fn fetch_ahead(block: *const u8, num_bytes: usize) {
     const AHEAD: usize = 2048;
     for line in (0..num_bytes).step_by(64) {
         _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(AHEAD + line).cast());

@@ -5,10 +5,10 @@
 //! a whole group of 4-bit codes stays below (eight sums of 2 · 15 · 127), 8-bit codes do not and are
 //! multiplied as 16-bit integers, as 12-bit activations are (`avx2.rs`). All sums are exact.
 
+use super::TileSums;
 use super::amx::ORDER;
 use super::avx2::halves as halves_8;
-use super::avx512::halves;
-use super::{MAX_ROWS, TileSums};
+use super::avx512::{fetch_ahead, halves};
 use crate::quantize::QuantizedRows;
 use crate::weight::{Format, GROUP, TILE};
 use std::arch::asm;
@@ -21,7 +21,6 @@ use std::arch::x86_64::{
     _mm512_add_epi32, _mm512_and_si512, _mm512_andnot_si512, _mm512_cvtepi32_ps, _mm512_fmadd_ps,
     _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps,
     _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srai_epi32, _mm512_srli_epi32,
-    _mm512_storeu_ps,
 };
 use std::ops::Range;
 
@@ -58,7 +57,7 @@ pub(crate) unsafe fn narrow(codes: &[i16], for_w4: &mut [i8], for_w8: &mut [i8])
 /// A shuffle of each eight bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn shuffle(order: [i8; 8]) -> __m256i {
+pub(super) fn shuffle(order: [i8; 8]) -> __m256i {
     let [a, b, c, d, e, f, g, h] = order;
     let [i, j, k, l, m, n, o, p] = order.map(|index| index + 8);
     _mm256_setr_epi8(
@@ -67,75 +66,12 @@ fn shuffle(order: [i8; 8]) -> __m256i {
     )
 }
 
-/// As `portable::tile`.
-pub(super) fn tile_avx512(
-    format: Format,
-    blocks: &[u8],
-    x: &QuantizedRows,
-    rows: Range<usize>,
-    sums: &mut TileSums,
-) {
-    let num_rows = rows.len();
-    assert!(num_rows <= MAX_ROWS && rows.end * x.num_inputs <= x.bytes_for_w4.len());
-    assert!(x.bytes_for_w8.len() == x.bytes_for_w4.len());
-    assert!(blocks.len() >= x.num_inputs / format.group() * format.group_bytes());
-    let mut row = 0;
-    while row < num_rows {
-        let step = match num_rows - row {
-            8.. => 8,
-            4.. => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        let (first, sums) = (rows.start + row, &mut sums[row..]);
-        // SAFETY: this function runs only where `Isa::available` found AVX-512 VNNI, and the
-        // assertions above cover every address that the kernel reads.
-        unsafe {
-            match step {
-                8 => rows_at::<8>(format, blocks, x, first, sums),
-                4 => rows_at::<4>(format, blocks, x, first, sums),
-                2 => rows_at::<2>(format, blocks, x, first, sums),
-                _ => rows_at::<1>(format, blocks, x, first, sums),
-            }
-        }
-        row += step;
-    }
-}
-
-/// # Safety
-/// The machine has AVX-512 F, BW and VNNI; `blocks` holds a whole tile; rows
-/// `first..first + ROWS` exist.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn rows_at<const ROWS: usize>(
-    format: Format,
-    blocks: &[u8],
-    x: &QuantizedRows,
-    first: usize,
-    sums: &mut [[f32; TILE]],
-) {
-    // SAFETY: as promised by the caller.
-    let acc = unsafe {
-        match format {
-            Format::W8 { group: 16, offset, .. } => w8::<ROWS, 16, false>(blocks, x, first, offset),
-            Format::W8 { offset, has_min: false, .. } => {
-                w8::<ROWS, 32, false>(blocks, x, first, offset)
-            }
-            Format::W8 { offset, .. } => w8::<ROWS, 32, true>(blocks, x, first, offset),
-            _ => w4::<ROWS>(blocks, x, first),
-        }
-    };
-    for (acc, sums) in acc.iter().zip(sums) {
-        // SAFETY: a tile's sums are sixteen floats.
-        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), *acc) };
-    }
-}
-
 /// `dot + w · x`, four products of bytes per lane, x the same in all.
 ///
 /// In assembly because the compiler splits the intrinsic, as in `avx512.rs`.
 ///
 /// # Safety
-/// As [`rows_at`]; four bytes are readable at `x`.
+/// As `avx512::rows_at`; four bytes are readable at `x`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn add_products(mut dot: __m512i, w: __m512i, x: *const i8) -> __m512i {
@@ -153,10 +89,14 @@ unsafe fn add_products(mut dot: __m512i, w: __m512i, x: *const i8) -> __m512i {
 }
 
 /// # Safety
-/// As [`rows_at`].
+/// As `avx512::rows_at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) -> [__m512; ROWS] {
+pub(super) unsafe fn w4<const ROWS: usize>(
+    blocks: &[u8],
+    x: &QuantizedRows,
+    first: usize,
+) -> [__m512; ROWS] {
     let (num_groups, stride) = (x.num_inputs / GROUP, x.num_inputs);
     let mask = _mm512_set1_epi8(0x0f);
     // High codes are sixteen times too large in their place. With few rows it is cheaper to divide
@@ -169,6 +109,7 @@ unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) 
     unsafe {
         let mut bytes = x.bytes_for_w4.as_ptr().add(first * stride);
         for group in 0..num_groups {
+            fetch_ahead(block, 320);
             let mut dot = [_mm512_setzero_si512(); ROWS];
             let mut high_dot = [_mm512_setzero_si512(); ROWS];
             for part in 0..4 {
@@ -209,10 +150,10 @@ unsafe fn w4<const ROWS: usize>(blocks: &[u8], x: &QuantizedRows, first: usize) 
 }
 
 /// # Safety
-/// As [`rows_at`].
+/// As `avx512::rows_at`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn w8<const ROWS: usize, const WIDTH: usize, const HAS_MIN: bool>(
+pub(super) unsafe fn w8<const ROWS: usize, const WIDTH: usize, const HAS_MIN: bool>(
     blocks: &[u8],
     x: &QuantizedRows,
     first: usize,
@@ -228,6 +169,7 @@ unsafe fn w8<const ROWS: usize, const WIDTH: usize, const HAS_MIN: bool>(
     unsafe {
         let mut bytes = x.bytes_for_w8.as_ptr().add(first * stride);
         for group in 0..num_groups {
+            fetch_ahead(block, header + 16 * WIDTH);
             let mut dot = [_mm512_setzero_si512(); ROWS];
             for (row, dot) in dot.iter_mut().enumerate() {
                 let half = ((first + row) * x.num_inputs + group * WIDTH) / 16;

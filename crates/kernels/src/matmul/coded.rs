@@ -15,7 +15,7 @@ multivector! {
 }
 
 /// A number for each 4-bit code that is its own.
-const INTEGERS: [f32; 16] =
+pub(super) const INTEGERS: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 #[inline(always)]
@@ -40,6 +40,17 @@ fn tile_body<V: Vector>(
     }
 }
 
+/// Sums of even and of odd inputs become those of all.
+#[inline(always)]
+pub(super) fn join<V: Vector, const ROWS: usize>(acc: [[V; 2]; ROWS], sums: &mut [[f32; TILE]]) {
+    for (acc, sums) in acc.iter().zip(sums) {
+        let (even, odd) = (acc[0].to_lanes(), acc[1].to_lanes());
+        for lane in 0..TILE {
+            sums[lane] = even[lane] + odd[lane];
+        }
+    }
+}
+
 struct Tile<'a> {
     weight: &'a PackedLinear,
     blocks: &'a [u8],
@@ -54,12 +65,7 @@ impl Tile<'_> {
             Format::ZeroPoint { bits: 4, .. } => self.sums::<V, ROWS, 4, true>(&INTEGERS, x),
             _ => self.sums::<V, ROWS, 8, true>(&INTEGERS, x),
         };
-        for (row, acc) in acc.into_iter().enumerate() {
-            let (even, odd) = (acc[0].to_lanes(), acc[1].to_lanes());
-            for lane in 0..TILE {
-                sums[row][lane] = even[lane] + odd[lane];
-            }
-        }
+        join(acc, sums);
         ROWS
     }
 

@@ -2,6 +2,7 @@
 //! the sums of even and of odd inputs. What integer activations are compared with.
 
 use super::TileSums;
+use super::coded::{INTEGERS, join};
 use crate::lanes::F16;
 use crate::vector::{Stored, Vector, multivector};
 use crate::weight::{Format, PackedLinear, TILE};
@@ -12,10 +13,6 @@ multivector! {
     pub(super) fn tile(weight: &PackedLinear, tile: usize, x: &[f32], rows: Range<usize>, sums: &mut TileSums)
         = tile_body
 }
-
-/// A number for each 4-bit code.
-const INTEGERS: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 /// Inputs that are unrolled.
 const EIGHT: usize = 8;
@@ -55,12 +52,7 @@ fn rows_at<V: Vector, const ROWS: usize>(
         Format::W8 { .. } => sums_of::<V, ROWS, 8, true>(weight, blocks, x),
         _ => sums_of::<V, ROWS, 4, true>(weight, blocks, x),
     };
-    for (row, acc) in acc.into_iter().enumerate() {
-        let (even, odd) = (acc[0].to_lanes(), acc[1].to_lanes());
-        for lane in 0..TILE {
-            sums[row][lane] = even[lane] + odd[lane];
-        }
-    }
+    join(acc, sums);
     ROWS
 }
 

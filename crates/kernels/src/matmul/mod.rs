@@ -226,10 +226,6 @@ fn tile_sums(
             let is_int8 = input.quantized.activations == Activations::Int8;
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Amx if is_int8 => {
-                    bytes::tile_avx512(format, blocks, input.quantized, rows, sums);
-                }
-                #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 if is_int8 && format == Format::W4 => {
                     bytes::tile_avx2(blocks, input.quantized, rows, sums);
                 }
